@@ -1,0 +1,188 @@
+"""`RunConfig`: everything a run was asked for, resolved from flag > compress.toml > default.
+
+Field names are the flag names with underscores; the same names are the keys of `compress.toml` (with dashes or
+underscores) and of `[tool.compress]` in `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from compress_cli.errors import UsageError
+from compress_cli.quantities import Limit, parse_limit
+from compress_cli.version import __version__
+
+Scope = Literal["global", "layer"]
+Score = Literal["magnitude", "lamp", "erk"]
+Schedule = Literal["one-shot", "gradual"]
+Weights = Literal["auto", "dense", "packed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run, fully resolved. Saved as `config.json`; `--resume` reads it back."""
+
+    verb: str
+    checkpoint: str
+    output: str | None = None
+    method: Literal["magnitude"] = "magnitude"
+    sparsity: str | None = None
+    scope: Scope = "global"
+    score: Score = "magnitude"
+    floor: str = "0.02%"
+    schedule: Schedule = "one-shot"
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    arch: str | None = None
+    arch_args: tuple[str, ...] = ()
+    input_shape: str | None = None
+    input: tuple[str, ...] = ()
+    trust_pickle: bool = False
+    data: str | None = None
+    task: str | None = None
+    calib: str | None = None
+    calib_samples: int = 1024
+    preprocess: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    resize: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    weight_decay: float | None = None
+    distill: bool = False
+    weights: Weights = "auto"
+    safetensors: bool = False
+    max_size: str | None = None
+    max_drop: str | None = None
+    max_latency: str | None = None
+    exit_zero: bool = False
+    device: str = "auto"
+    threads: int = 1
+    seed: int = 0
+    bench: bool = True
+    export: bool = True
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> RunConfig:
+        """Read a saved `config.json`; keys of other versions are dropped."""
+        known = {f.name: f for f in fields(cls)}
+        values = {name: value for name, value in document.items() if name in known}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The gates that were asked for."""
+        asked = (
+            ("max-size", "bytes", self.max_size),
+            ("max-drop", "points", self.max_drop),
+            ("max-latency", "ms", self.max_latency),
+        )
+        return tuple(parse_limit(f"--{name}", kind, text) for name, kind, text in asked if text is not None)
+
+
+def resolve(verb: str, checkpoint: str, flags: Mapping[str, Any], config_file: Path | None = None) -> RunConfig:
+    """Merge flags (those that are not None) over the configuration file over the defaults.
+
+    Raises:
+        UsageError: an unknown key or a wrong value, with the closest valid ones.
+    """
+    merged = _from_file(config_file)
+    merged.update({name: value for name, value in flags.items() if value is not None and value != []})
+    hints = typing.get_type_hints(RunConfig)
+    values = {name: _coerce(name, value, hints[name]) for name, value in merged.items()}
+    config = RunConfig(**{**values, "verb": verb, "checkpoint": checkpoint})
+    _check(config)
+    return config
+
+
+def _check(config: RunConfig) -> None:
+    for name, least in (
+        ("epochs", 0),
+        ("threads", 1),
+        ("batch_size", 1),
+        ("calib_samples", 0),
+        ("seed", 0),
+        ("resize", 1),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} {value} is below {least}", f"pass {flag} {least} or more")
+    if config.lr is not None and not 0 < config.lr < 1e6:
+        raise UsageError(f"--lr {config.lr} is not a learning rate", "pass a positive number such as --lr 0.02")
+    if config.data and config.task:
+        raise UsageError("--data and --task were both given", "a task file brings its own data: drop --data")
+    config.limits()
+
+
+def _from_file(explicit: Path | None) -> dict[str, Any]:
+    path = explicit or _default_file()
+    if path is None:
+        return {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "check --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", "correct the file") from error
+    table = document.get("tool", {}).get("compress", {}) if path.name == "pyproject.toml" else document
+    return _known_keys(table, path)
+
+
+def _default_file() -> Path | None:
+    if Path("compress.toml").is_file():
+        return Path("compress.toml")
+    pyproject = Path("pyproject.toml")
+    if pyproject.is_file() and "[tool.compress]" in pyproject.read_text(encoding="utf-8", errors="replace"):
+        return pyproject
+    return None
+
+
+def _known_keys(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    settable = {f.name for f in fields(RunConfig)} - {"verb", "checkpoint", "version"}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in settable:
+            close = difflib.get_close_matches(name, sorted(settable), n=3)
+            valid = ", ".join(item.replace("_", "-") for item in (close or sorted(settable)))
+            raise UsageError(f"unknown key {key!r} in {path}", f"{'did you mean' if close else 'valid keys'}: {valid}")
+        values[name] = value
+    return values
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Fit a value from a flag or TOML to the field's type: numbers to text where text is kept, lists to tuples."""
+    flag = "--" + name.replace("_", "-")
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            valid = ", ".join(map(str, get_args(hint)))
+            close = difflib.get_close_matches(str(value), [str(item) for item in get_args(hint)], n=1)
+            raise UsageError(
+                f"{flag} {value!r} is unknown",
+                f"valid: {valid}" + (f" (did you mean {close[0]}?)" if close else ""),
+            )
+        return value
+    if get_origin(hint) is tuple:
+        return tuple(str(item) for item in (value if isinstance(value, (list, tuple)) else [value]))
+    wanted = kinds[0]
+    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise UsageError(f"{flag} has the value {value!r}", f"it must be a {wanted.__name__}")
+    return value

@@ -1,0 +1,166 @@
+"""Option types that several verbs share; one definition of each help text. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = "Model and inputs"
+SELECT = "What is pruned"
+DATA = "Data and fine-tuning"
+OUTPUT = "Output and measurements"
+GATES = "Gates (exit code 1 when missed)"
+
+
+def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> typer.models.OptionInfo:
+    """A Typer option with the house conventions."""
+    info: typer.models.OptionInfo = typer.Option(
+        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
+    )
+    return info
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(help="Checkpoint: .pt, .pth, .th, .safetensors, or one compress wrote.", show_default=False),
+]
+Output = Annotated[
+    str | None,
+    option("-o", "--output", help="Run folder (default: runs/NAME-METHOD-SPARSITY).", panel=OUTPUT, metavar="DIR"),
+]
+Sparsity = Annotated[
+    str | None, option("--sparsity", help="Share of ranked weights to zero: 0.9 or 90%.", panel=SELECT)
+]
+ScopeOption = Annotated[
+    str | None,
+    option(
+        "--scope",
+        help="global (one threshold) or layer (same sparsity everywhere). Default global.",
+        panel=SELECT,
+    ),
+]
+ScoreOption = Annotated[str | None, option("--score", help="magnitude, lamp or erk. Default magnitude.", panel=SELECT)]
+Floor = Annotated[
+    str | None,
+    option(
+        "--floor",
+        help="Weights every tensor keeps: a count or a percentage of all ranked. Default 0.02%.",
+        panel=SELECT,
+    ),
+]
+ScheduleOption = Annotated[
+    str | None,
+    option("--schedule", help="one-shot, or gradual (cubic ramp while training). Default one-shot.", panel=SELECT),
+]
+Ignore = Annotated[
+    list[str] | None,
+    option("--ignore", help="Layers or tensors left alone (glob, repeatable).", panel=SELECT, metavar="PATTERN"),
+]
+Only = Annotated[
+    list[str] | None,
+    option("--only", help="Consider only these (glob, repeatable).", panel=SELECT, metavar="PATTERN"),
+]
+Arch = Annotated[
+    str | None,
+    option(
+        "--arch",
+        help="torchvision:NAME, timm:NAME, net.py:factory or pkg.mod:factory. Recognised if omitted.",
+        panel=MODEL,
+    ),
+]
+ArchArgs = Annotated[
+    list[str] | None,
+    option("--arch-args", help="k=v passed to the factory (repeatable).", panel=MODEL, metavar="K=V"),
+]
+InputShape = Annotated[
+    str | None, option("--input-shape", help="Shape of one input image, CxHxW.", panel=MODEL, metavar="CxHxW")
+]
+InputOption = Annotated[
+    list[str] | None,
+    option("--input", help="NAME=SHAPE:dtype for several inputs (repeatable).", panel=MODEL, metavar="SPEC"),
+]
+TrustPickle = Annotated[
+    bool | None,
+    option(
+        "--trust-pickle",
+        help="Allow running code pickled in the file. Only for files you trust.",
+        panel=MODEL,
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    option("--data", help="ImageFolder tree with train/ and test/ (or val/).", panel=DATA, metavar="DIR"),
+]
+TaskFile = Annotated[
+    str | None,
+    option("--task", help="Python task file with datasets, losses and metrics.", panel=DATA, metavar="FILE"),
+]
+Calib = Annotated[
+    str | None,
+    option(
+        "--calib",
+        help="Images for batch-norm re-estimation when there is no --data.",
+        panel=DATA,
+        metavar="DIR",
+    ),
+]
+CalibSamples = Annotated[
+    int | None,
+    option("--calib-samples", help="Training images for batch-norm re-estimation. Default 1024.", panel=DATA),
+]
+Preprocess = Annotated[
+    str | None,
+    option(
+        "--preprocess",
+        help="imagenet, cifar10, none or file.py:transform. Default: the model's own.",
+        panel=DATA,
+    ),
+]
+Mean = Annotated[str | None, option("--mean", help="Channel means, for example .485,.456,.406.", panel=DATA)]
+Std = Annotated[str | None, option("--std", help="Channel standard deviations.", panel=DATA)]
+Resize = Annotated[int | None, option("--resize", help="Shorter image side in pixels before the crop.", panel=DATA)]
+Epochs = Annotated[
+    int | None,
+    option("--epochs", help="Fine-tuning epochs. Default 10 with training data; 0 never trains.", panel=DATA),
+]
+LearningRate = Annotated[
+    float | None, option("--lr", help="Peak learning rate. Default by method, printed.", panel=DATA)
+]
+BatchSize = Annotated[int | None, option("--batch-size", help="Images a step. Default 128.", panel=DATA)]
+WeightDecay = Annotated[float | None, option("--weight-decay", help="Default 1e-4; 0 above 90 % sparsity.", panel=DATA)]
+Distill = Annotated[
+    bool | None, option("--distill", help="Train towards the original model's outputs too.", panel=DATA)
+]
+WeightsOption = Annotated[
+    str | None,
+    option("--weights", help="ONNX weights: auto (packed when smaller), dense or packed.", panel=OUTPUT),
+]
+Safetensors = Annotated[bool | None, option("--safetensors", help="Also write model.safetensors.", panel=OUTPUT)]
+MaxSize = Annotated[
+    str | None, option("--max-size", help="Gate on the ONNX file: 8MB or 25% of the original.", panel=GATES)
+]
+MaxDrop = Annotated[
+    str | None, option("--max-drop", help="Gate on the metric's fall, in its points: 0.5.", panel=GATES)
+]
+MaxLatency = Annotated[
+    str | None,
+    option("--max-latency", help="Gate on p50 latency: 20ms or 110% of the original.", panel=GATES),
+]
+ExitZero = Annotated[bool | None, option("--exit-zero", help="Report failed gates but exit 0.", panel=GATES)]
+Device = Annotated[str | None, option("--device", help="auto, cpu or cuda. Default auto.", panel=OUTPUT)]
+Threads = Annotated[
+    int | None, option("--threads", help="ONNX Runtime threads when measuring. Default 1.", panel=OUTPUT)
+]
+Seed = Annotated[int | None, option("--seed", help="Random seed. Default 0.", panel=OUTPUT)]
+NoBench = Annotated[bool, option("--no-bench", help="Skip the latency measurement.", panel=OUTPUT)]
+NoExport = Annotated[bool, option("--no-export", help="Skip the ONNX export (and latency).", panel=OUTPUT)]
+Resume = Annotated[bool, option("--resume", help="Continue an interrupted run in its folder.", panel=OUTPUT)]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace a run that is already in the folder.", panel=OUTPUT)]
+ConfigFile = Annotated[
+    Path | None, option("--config", help="TOML file with defaults (default ./compress.toml).", panel=OUTPUT)
+]
+Json = Annotated[bool, option("--json", help="Print one JSON document on stdout.", panel=OUTPUT)]
+Quiet = Annotated[bool, option("-q", "--quiet", help="No progress.", panel=OUTPUT)]
+Verbose = Annotated[bool, option("-v", "--verbose", help="More detail.", panel=OUTPUT)]

@@ -1,0 +1,82 @@
+"""Numbers with units, as people type and read them: budgets such as `8MB`, `20ms`, `1.5GMACs`, `60%`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from compress_cli.errors import UsageError
+
+UNITS: dict[str, dict[str, Decimal]] = {
+    "bytes": {
+        "b": Decimal(1),
+        "kb": Decimal(10**3),
+        "mb": Decimal(10**6),
+        "gb": Decimal(10**9),
+        "kib": Decimal(2**10),
+        "mib": Decimal(2**20),
+        "gib": Decimal(2**30),
+    },
+    "ms": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
+    "points": {"": Decimal(1)},
+}
+"""kind of quantity -> accepted unit (lower case) -> factor to the kind's base unit."""
+
+EXAMPLES = {"bytes": "8MB or 25%", "ms": "20ms or 110%", "points": "0.5"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An upper limit from a `--max-*` flag: `value` in base units of `kind`, or a share of the original's value."""
+
+    name: str
+    kind: str
+    value: float
+    relative: bool
+    text: str
+
+    def bound(self, original: float | None) -> float | None:
+        """The limit in base units; None for a relative limit whose original was not measured."""
+        if not self.relative:
+            return self.value
+        return None if original is None else self.value * original
+
+
+def parse_limit(name: str, kind: str, text: str) -> Limit:
+    """Read a limit such as `8MB` (absolute) or `25%` (of the original).
+
+    Raises:
+        UsageError: not a number with a unit of this kind, or not above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-zA-Z%]*)\s*", text)
+    value = _decimal(match.group(1)) if match else None
+    unit = match.group(2).lower() if match else ""
+    known = UNITS[kind] | ({"%": Decimal("0.01")} if kind != "points" else {})
+    if value is None or not 0 <= value < 10**18 or unit not in known:
+        raise UsageError(f"{name} {text!r} is not a limit", f"write {name} as a number with its unit: {EXAMPLES[kind]}")
+    return Limit(name, kind, float(value * known[unit]), unit == "%", text)
+
+
+def _decimal(text: str) -> Decimal | None:
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        return None
+    return value if value.is_finite() else None
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for people, in powers of 1000: `3.55 MB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_count(count: float) -> str:
+    """A large count for people: `25.56 M`."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f}"

@@ -1,0 +1,156 @@
+"""The run folder: one run at a time, every file whole or absent, and enough state to resume.
+
+`state.json` records which stages are done and what they measured; the other files are listed in design.md section 4.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from compress_cli.atomic import atomic_path
+from compress_cli.errors import InputError, UsageError
+
+CONTENT = (
+    "config.json",
+    "plan.json",
+    "model.pt",
+    "model.safetensors",
+    "model.onnx",
+    "report.json",
+    "report.html",
+    "state.json",
+)
+
+
+class RunFolder:
+    """An exclusive hold on a folder that a run writes into; use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+        self._log: IO[str] | None = None
+        self.state: dict[str, Any] = {"stages": {}}
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def log(self) -> IO[str] | None:
+        """The open `log.txt`."""
+        return self._log
+
+    def file(self, name: str) -> Path:
+        """The path of one file of the run."""
+        return self.path / name
+
+    def open(self, *, resume: bool, overwrite: bool) -> RunFolder:
+        """Create the folder, take its lock, and check what is in it.
+
+        Raises:
+            InputError: the folder cannot be created or written.
+            UsageError: another run holds it, or it holds a run and neither resume nor overwrite was asked.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115  held until close()
+        except OSError as error:
+            raise InputError(
+                f"cannot write into the output folder {self.path}: {error.strerror}",
+                "choose another folder with -o DIR",
+            ) from error
+        self._take_lock()
+        self._check_content(resume=resume, overwrite=overwrite)
+        self._log = open(self.path / "log.txt", "a" if resume else "w", encoding="utf-8")  # noqa: SIM115
+        return self
+
+    def _take_lock(self) -> None:
+        if self._lock is None:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            self._lock = None
+            raise UsageError(
+                f"another compress run is writing into {self.path}",
+                "wait for it, or choose another folder with -o DIR",
+            ) from error
+
+    def _check_content(self, *, resume: bool, overwrite: bool) -> None:
+        held = [name for name in CONTENT if self.file(name).exists()]
+        if resume:
+            self.state = self._read_state()
+            return
+        if held and not overwrite:
+            self.close()
+            raise UsageError(
+                f"{self.path} already holds a run ({', '.join(held[:4])})",
+                "continue it with --resume, replace it with --overwrite, or choose another folder with -o DIR",
+            )
+        for name in held:
+            self.file(name).unlink()
+        for checkpoint in self.path.glob("checkpoints/*"):
+            checkpoint.unlink()
+
+    def _read_state(self) -> dict[str, Any]:
+        path = self.file("state.json")
+        if not path.exists():
+            return {"stages": {}}
+        try:
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}", "start again with --overwrite") from error
+        return state
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> Path:
+        """Write one JSON file atomically; NaN and infinity become null."""
+        path = self.file(name)
+        with atomic_path(path) as temporary:
+            Path(temporary).write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    def stage(self, name: str) -> Any:
+        """What a finished stage recorded, or None."""
+        return self.state["stages"].get(name)
+
+    def finish_stage(self, name: str, record: Any) -> None:
+        """Record that a stage is done, with its JSON-able result."""
+        self.state["stages"][name] = finite(record)
+        self.write_json("state.json", self.state)
+
+    def close(self) -> None:
+        """Release the lock and the log."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._lock is not None:
+            self._lock.close()  # the file stays: deleting it would let two later runs lock two different files
+            self._lock = None
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with NaN and infinities replaced by null, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def free_folder(wanted: Path) -> Path:
+    """The folder itself if nothing is there, else the first free `NAME-2`, `NAME-3`, ..."""
+    candidate, number = wanted, 2
+    while candidate.exists() and any(candidate.iterdir() if candidate.is_dir() else [candidate]):
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+        number += 1
+    return candidate

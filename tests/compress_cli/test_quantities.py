@@ -1,0 +1,40 @@
+"""Units: parsing of limits and formatting for people."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress_cli.errors import UsageError
+from compress_cli.quantities import format_bytes, format_count, parse_limit
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value", "relative"),
+    [
+        ("bytes", "8MB", 8e6, False),
+        ("bytes", "1.5 KiB", 1536, False),
+        ("bytes", "25%", 0.25, True),
+        ("ms", "20ms", 20, False),
+        ("ms", "0.5s", 500, False),
+        ("ms", "110%", 1.1, True),
+        ("points", "0.5", 0.5, False),
+    ],
+)
+def test_limits(kind: str, text: str, value: float, relative: bool) -> None:
+    limit = parse_limit("--max-x", kind, text)
+    assert (limit.value, limit.relative) == (pytest.approx(value), relative)
+    assert limit.bound(1000.0) == pytest.approx(value * 1000 if relative else value)
+    assert limit.bound(None) == (None if relative else pytest.approx(value))
+
+
+@pytest.mark.parametrize("text", ["", "8", "MB", "8 parsecs", "-1MB", "nanMB", "infMB", "1e999999999MB", "5e-MB"])
+def test_nonsense_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a limit"):
+        parse_limit("--max-size", "bytes", text)
+
+
+def test_formats() -> None:
+    assert format_bytes(3_550_000) == "3.55 MB"
+    assert format_bytes(12) == "12 B"
+    assert format_count(25_557_032) == "25.56 M"
+    assert format_count(999) == "999"
