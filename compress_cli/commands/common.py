@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress_cli.config import resolve
+from compress_cli.config import RunConfig, resolve
 from compress_cli.console import Out
+from compress_cli.errors import EXIT_GATE, EXIT_OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,14 @@ def run_verb(verb: str, flags: RunFlags) -> int:
     out = Out(as_json=flags.as_json, quiet=flags.quiet, verbose=flags.verbose)
     config = resolve(verb, flags.checkpoint, flags.settings, flags.config_file)
 
+    return deliver(config, out, resume=flags.resume, overwrite=flags.overwrite)
+
+
+def deliver(config: RunConfig, out: Out, *, resume: bool, overwrite: bool) -> int:
+    """Run the pipeline, print its report, and return the exit code."""
     from compress_cli.pipeline import run  # torch starts here, after every cheap check of the flags
     from compress_cli.render.text import render_report
 
-    report = run(config, out, resume=flags.resume, overwrite=flags.overwrite)
+    report = run(config, out, resume=resume, overwrite=overwrite)
     out.result(report.to_dict(), lambda console: render_report(report, console))
-    return 0 if report.ok or config.exit_zero else 1
+    return EXIT_OK if report.ok or config.exit_zero else EXIT_GATE

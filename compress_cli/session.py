@@ -1,0 +1,155 @@
+"""What one run carries along: configuration, output, folder, timings, warnings; and how it ends when interrupted."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from compress_cli.config import RunConfig
+from compress_cli.console import Out
+from compress_cli.errors import EXIT_INTERRUPTED, CompressError, UsageError
+from compress_cli.rundir import CONTENT, RunFolder, free_folder
+
+
+class Interrupted(CompressError):
+    """Ctrl-C or SIGTERM; the message says how to go on."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class Session:
+    """One run in progress."""
+
+    def __init__(self, config: RunConfig, out: Out, folder: RunFolder, *, resume: bool) -> None:
+        self.config = config
+        self.out = out
+        self.folder = folder
+        self.resume = resume
+        self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, announce: str = "") -> Iterator[None]:
+        """Time a part of the run under `name` (repeated names add up) and say what begins."""
+        if announce:
+            self.out.info(announce)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def warn(self, text: str) -> None:
+        """A warning now and in the report."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.out.warning(text)
+
+    def note(self, text: str) -> None:
+        """A remark for the report."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def recorded(self, name: str) -> Any:
+        """The result of a stage that an earlier, interrupted run of this folder finished; None when there is none."""
+        return self.folder.stage(name) if self.resume else None
+
+
+def command_line() -> str:
+    """The command that was typed, for the report."""
+    return shlex.join(["compress", *sys.argv[1:]])
+
+
+@contextmanager
+def open_session(config: RunConfig, out: Out, *, resume: bool, overwrite: bool) -> Iterator[Session]:
+    """Hold the run folder for one run; on Ctrl-C or SIGTERM say how to resume; on failure leave no empty folder.
+
+    Raises:
+        Interrupted: the run was stopped from outside.
+        UsageError: `resume` with another configuration than the folder's.
+    """
+    path = Path(config.output) if config.output else _default_folder(config, fresh=not (resume or overwrite))
+    existed = path.exists()
+    with RunFolder(path) as folder:
+        folder.open(resume=resume, overwrite=overwrite)
+        out.attach_log(folder.log)
+        config = _same_configuration(config, folder) if resume else config
+        try:
+            with _sigterm_as_interrupt():
+                yield Session(config, out, folder, resume=resume)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"interrupted; the last good state is in {path}", _resume_command(path)) from error
+        finally:
+            out.attach_log(None)
+            folder.close()
+            _remove_if_empty(path, existed=existed)
+
+
+def _default_folder(config: RunConfig, *, fresh: bool) -> Path:
+    stem = Path(config.checkpoint).name.split(".")[0] or "model"
+    wanted = Path("runs") / f"{stem}-{config.method}-{(config.sparsity or '').replace('%', 'pct')}"
+    return free_folder(wanted) if fresh else wanted
+
+
+def _same_configuration(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """The folder's saved configuration, which a resumed run must share wherever it changes the result."""
+    import json
+
+    path = folder.file("config.json")
+    if not path.exists():
+        return config
+    saved = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    free = {"output", "threads", "bench", "export", "version", "exit_zero", "max_size", "max_drop", "max_latency"}
+    mine, theirs = config.to_dict(), saved.to_dict()
+    different = [name for name in mine if name not in free and _plain(mine[name]) != _plain(theirs[name])]
+    if different:
+        name = different[0]
+        raise UsageError(
+            f"--resume with another --{name.replace('_', '-')}: {mine[name]!r}, the folder's run has {theirs[name]!r}",
+            "repeat the first run's flags, or start another run with -o DIR",
+        )
+    return config
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _resume_command(path: Path) -> str:
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    given = any(word in ("-o", "--output") or word.startswith("--output=") for word in words)
+    return "continue with: " + shlex.join(["compress", *words, *([] if given else ["-o", str(path)]), "--resume"])
+
+
+def _remove_if_empty(path: Path, *, existed: bool) -> None:
+    """A run that failed before its first artifact leaves no folder behind (its log was only the error)."""
+    if existed or any((path / name).exists() for name in (*CONTENT, "checkpoints")):
+        return
+    for name in ("log.txt", ".lock"):
+        (path / name).unlink(missing_ok=True)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: signals are not ours to handle
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,46 @@
+"""Exceptions of the four libraries as the user's errors: the one place where they are translated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from compress_cli.errors import CompressError, InputError, UnsupportedModelError, UsageError
+
+
+@contextmanager
+def pruning_errors() -> Iterator[None]:
+    """Turn what `pruners` raises about a user's weights or wishes into errors with a fix."""
+    from pruners import magnitude as m
+
+    try:
+        yield
+    except (m.BadSparsity, m.BadFloor) as error:
+        raise UsageError(str(error), "pass a share such as --sparsity 0.9 or 90%, at least 0 and below 1") from error
+    except m.NoMatch as error:
+        close = ", ".join(error.close_matches)
+        raise UsageError(str(error), f"closest names: {close}" if close else "compress inspect lists the names") from error
+    except m.InfeasibleSparsity as error:
+        raise UsageError(str(error), f"--sparsity {error.largest}, or a smaller --floor") from error
+    except m.LayerCollapse as error:
+        raise UsageError(str(error), "keep some weights in every tensor with --floor, or exclude it with --ignore") from error
+    except m.BadWeights as error:
+        raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
+    except m.PlanMismatch as error:
+        raise InputError(str(error), "apply the plan to the checkpoint it was made for") from error
+
+
+@contextmanager
+def export_errors() -> Iterator[None]:
+    """Turn a failed export into an error that says how to go on without one."""
+    from exporters.onnx_export import ExportFailed
+
+    try:
+        yield
+    except ExportFailed as error:
+        raise UnsupportedModelError(
+            f"the model cannot be exported to ONNX: {error}", "use --no-export to prune without an ONNX file"
+        ) from error
+
+
+__all__ = ["CompressError", "export_errors", "pruning_errors"]
