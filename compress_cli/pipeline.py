@@ -1,37 +1,50 @@
-"""One run of `compress prune`: load -> baseline -> plan -> apply -> tune -> export -> verify -> measure -> report.
+"""One run: load, baseline, plan, apply, prove, recover or tune, save, export, verify, measure, report.
 
-Each step is a function; `Session` carries configuration, folder, timings and warnings along. Numbers in the report
-come from the written files and from measurements, never from what a step says it did.
+Each step is a function; `Job` and `Session` carry along what several of them need. Numbers in the report come from
+the written files and from measurements, never from what a step says it did.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compress_cli.checkpoint import LoadedModel, load, read_tensors, save
+from compress_cli.checkpoint import LoadedModel, as_stored, load, load_module, read_tensors, save
 from compress_cli.config import RunConfig
 from compress_cli.console import Out
-from compress_cli.errors import UsageError, VerificationError
-from compress_cli.gates import with_gates
-from compress_cli.quality import Quality
-from compress_cli.report import Achieved, Artifact, LayerRow, RunReport, Skipped
-from compress_cli.session import Session, command_line, open_session
-from compress_cli.shipping import Shipment, ship
-from compress_cli.translate import pruning_errors
-from profilers.complexity import measure
-from profilers.machine import describe
-from profilers.size import file_size
-from pruners import magnitude
+from compress_cli.errors import UnsupportedModelError
+from compress_cli.methods import method_named
+from compress_cli.quality import Quality, open_quality
+from compress_cli.report import RunReport
+from compress_cli.reporting import Facts, assemble
+from compress_cli.scores import Scores
+from compress_cli.session import Session, open_session
+from compress_cli.shipping import Shipment, can_ship, export_original, ship, working_files
+from compress_cli.weight_names import file_names, stored_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from compress_cli.methods.base import Method, Plan
+    from exporters.onnx_export import ExportResult
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all steps of one run share. `names`: the module's tensor names -> the file's."""
+
+    session: Session
+    method: Method
+    loaded: LoadedModel
+    names: Mapping[str, str]
+    quality: Quality | None
+    scores: Scores
 
 
 def run(config: RunConfig, out: Out, *, resume: bool = False, overwrite: bool = False) -> RunReport:
@@ -40,7 +53,175 @@ def run(config: RunConfig, out: Out, *, resume: bool = False, overwrite: bool = 
     Raises:
         CompressError: with the exit code of design.md section 4; no half-written file is left.
     """
-    _require_sparsity(config)
-    loaded = _load(config, out)
-    with open_session(config, out, resume=resume, overwrite=overwrite) as session:
-        return _run(session, loaded)
+    method = method_named(config.method)
+    method.check(config)
+    with open_session(config, out, resume=resume, overwrite=overwrite) as session, working_files(session):
+        job = _start(session, method)
+        session.folder.write_json("config.json", config.to_dict())
+        report = _run(job)
+        session.folder.write_json("report.json", report.to_dict())
+        session.folder.finish_stage("done", True)
+        return report
+
+
+def dry_run(config: RunConfig, out: Out) -> Plan:
+    """The same path up to the plan; nothing is changed or written."""
+    method = method_named(config.method)
+    method.check(config)
+    job = _start(Session(config, out, None, resume=False), method)
+    return method.plan(job.session, job.loaded, job.quality)
+
+
+def _start(session: Session, method: Method) -> Job:
+    loaded = _load(session, method)
+    torch.manual_seed(session.config.seed)
+    with session.stage("data"):
+        quality = open_quality(session, loaded)
+    return Job(session, method, loaded, file_names(loaded), quality, Scores(session, quality))
+
+
+def _load(session: Session, method: Method) -> LoadedModel:
+    config = session.config
+    with session.stage("load", f"Reading {config.checkpoint}"):
+        loaded = load(
+            config.checkpoint,
+            arch=config.arch,
+            arch_args=config.arch_args,
+            input_shape=config.input_shape,
+            inputs=config.input,
+            trust_pickle=config.trust_pickle,
+            seed=config.seed,
+        )
+    for note in loaded.notes:
+        session.note(note)
+    if loaded.architecture is not None and config.arch is None:
+        session.out.info(f"Architecture: {loaded.architecture}")
+    if method.needs_module and (loaded.module is None or loaded.example_inputs is None):
+        raise UnsupportedModelError(
+            f"--method {config.method} works on the network itself, but {loaded.missing_reason}",
+            "pass --arch (and --input-shape), or use --method magnitude, which needs the tensors only",
+        )
+    return loaded
+
+
+def _run(job: Job) -> RunReport:
+    session, method, loaded = job.session, job.method, job.loaded
+    job.scores.take("original", loaded.module)
+    facts = Facts(complexity_before=_complexity(job, loaded.module))
+    original = export_original(session, loaded) if can_ship(session, loaded) else None
+
+    with session.stage("plan", "Planning"):
+        plan = method.plan(session, loaded, job.quality)
+    for warning in method.warnings(plan):
+        session.warn(warning)
+    session.folder.write_json("plan.json", plan.to_dict())
+
+    teacher = copy.deepcopy(loaded.module) if _needs_teacher(job) else None
+    with session.stage("apply"):
+        method.apply_(loaded, plan)
+    if teacher is not None and method.needs_module:
+        with session.stage("prove", "Proving the change"):
+            facts = dataclasses.replace(facts, proof=method.prove(teacher, loaded, plan))
+    job.scores.take("pruned", loaded.module)
+    if job.quality is not None and loaded.module is not None:
+        facts = _improve(job, job.quality, loaded.module, plan, teacher, facts)
+    return _finish(job, plan, facts, original)
+
+
+def _needs_teacher(job: Job) -> bool:
+    wanted = job.session.config.distill or bool(job.session.config.calib)
+    return job.loaded.module is not None and (job.method.needs_module or wanted)
+
+
+def _complexity(job: Job, module: nn.Module | None) -> Any | None:
+    if module is None or job.loaded.example_inputs is None:
+        return None
+    from profilers.complexity import measure
+
+    with job.session.stage("count"):
+        return measure(module, job.loaded.example_inputs)
+
+
+def _improve(
+    job: Job, quality: Quality, module: nn.Module, plan: Any, teacher: nn.Module | None, facts: Facts
+) -> Facts:
+    """Bring accuracy back with what there is: closed form from images, batch norms, training."""
+    session, config = job.session, job.session.config
+    if config.calib and teacher is not None:
+        facts = dataclasses.replace(facts, recovery=_recover(job, quality, module, plan, teacher))
+        job.scores.take("recovered", module)
+    elif config.calib_samples and quality.can_recalibrate:
+        with session.stage("batch norms", "Re-estimating batch-norm statistics"):
+            record = quality.reestimate_batchnorm_(module, teacher=teacher)
+        facts = dataclasses.replace(facts, batchnorm=record)
+        if record.get("kept"):
+            job.scores.take("recalibrated", module)
+    if quality.can_train and config.epochs != 0:
+        from compress_cli.training import finetune
+
+        constraint = job.method.constraint(module, plan)
+        with session.stage("train", "Fine-tuning"):
+            record = finetune(module, quality, session=session, constraint=constraint, plan=plan, teacher=teacher)
+        facts = dataclasses.replace(facts, training=record)
+    return facts
+
+
+def _recover(job: Job, quality: Quality, module: nn.Module, plan: Any, teacher: nn.Module) -> dict[str, Any]:
+    from compress_cli.recovery import recover
+
+    session = job.session
+    batches = list(quality.calibration())
+    with session.stage("recover", "Recovering in closed form"), session.out.progress("Recovering") as bar:
+        record = recover(
+            teacher,
+            module,
+            batches,
+            correspondence=job.method.removed(module, plan),
+            seed=session.config.seed,
+            on_step=bar.update,
+        )
+    return record.to_dict()
+
+
+def _finish(job: Job, plan: Any, facts: Facts, original: ExportResult | None) -> RunReport:
+    """Write `model.pt`, read it back, and measure only what was read."""
+    with job.session.stage("save"):
+        _save(job, plan)
+    module = None
+    if job.loaded.module is not None:
+        with job.session.stage("load"):
+            module = _reload(job)
+    job.scores.take("final", module)
+    facts = dataclasses.replace(facts, complexity_after=_complexity(job, module))
+    shipment = Shipment()
+    if original is not None and module is not None:
+        shipment = ship(job.session, job.loaded, module, original)
+    return assemble(job.session, job.method, job.loaded, plan, job.scores, facts, shipment)
+
+
+def _save(job: Job, plan: Any) -> None:
+    session, loaded = job.session, job.loaded
+    tensors = loaded.tensors if loaded.module is None else stored_tensors(loaded, job.names)
+    save(
+        session.folder.file("model.pt"),
+        tensors=as_stored(tensors, loaded.dtypes),
+        architecture=loaded.architecture,
+        plans=(*loaded.plans, plan.to_dict()),
+        inputs=loaded.inputs,
+        metadata=loaded.metadata,
+        report={"method": session.config.method, "source_sha256": loaded.sha256},
+        safetensors=session.folder.file("model.safetensors") if session.config.safetensors else None,
+    )
+
+
+def _reload(job: Job) -> nn.Module:
+    """The network as a user of `model.pt` gets it."""
+    path = job.session.folder.file("model.pt")
+    if job.loaded.architecture is not None:
+        return load_module(str(path))
+    module = copy.deepcopy(job.loaded.module)  # a trusted pickle: nothing but the module itself can rebuild it
+    assert module is not None
+    stored = read_tensors(path).tensors
+    home = {file_name: name for name, file_name in job.names.items()}
+    module.load_state_dict({home.get(name, name): tensor for name, tensor in stored.items()})
+    return module.float().eval()

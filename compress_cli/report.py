@@ -17,13 +17,26 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Achieved:
-    """A budget as it was asked for and as it was found in the written file."""
+    """A budget as it was asked for and as it was found in the written file.
+
+    Attributes:
+        name: `sparsity`, `params`, `macs`, `size` or `latency`.
+        asked: as typed; `asked_count` is the number it stands for.
+        count: what was found; `out_of` is the original's number.
+        exact: whether the count is to be hit (sparsity); otherwise it is an upper limit.
+    """
 
     name: str
     asked: str
     asked_count: int
     count: int
     out_of: int
+    exact: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether what was found is what was asked for."""
+        return self.count == self.asked_count if self.exact else self.count <= self.asked_count
 
     @property
     def share(self) -> float:
@@ -33,19 +46,28 @@ class Achieved:
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One weight tensor before and after, counted in the files."""
+    """One weight tensor, or one layer, before and after, counted in the files.
+
+    Attributes:
+        shape, weights, zeros_before: of the original.
+        zeros_after: zeros among the weights that are left.
+        weights_after: stored weights after the run; None when their number did not change.
+        change: what became of the layer, in words; empty when zeros tell it all.
+    """
 
     name: str
     shape: tuple[int, ...]
     weights: int
     zeros_before: int
     zeros_after: int
-    macs: int | None = None
+    weights_after: int | None = None
+    change: str = ""
 
     @property
     def density(self) -> float:
-        """Share of non-zero weights after the run."""
-        return 1.0 - self.zeros_after / self.weights if self.weights else 0.0
+        """Share of the original's weights that are stored and not zero after the run."""
+        left = self.weights if self.weights_after is None else self.weights_after
+        return (left - self.zeros_after) / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +138,8 @@ class RunReport:
     complexity_after: Mapping[str, Any] | None = None
     tasks: tuple[TaskRow, ...] = ()
     data: Mapping[str, Any] | None = None
+    proof: Mapping[str, Any] | None = None
+    recovery: Mapping[str, Any] | None = None
     batchnorm: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     export: Mapping[str, Any] | None = None
@@ -156,7 +180,13 @@ class RunReport:
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in document.items() if name in known}
         for name, row in rows.items():
-            values[name] = tuple(row(**item) for item in values.get(name, ()))
+            values[name] = tuple(_row(row, item) for item in values.get(name, ()))
         for name in ("warnings", "notes"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
+
+
+def _row(kind: Any, item: Mapping[str, Any]) -> Any:
+    """One row of a report; lists become tuples again, fields of other versions are dropped."""
+    known = {f.name for f in fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items() if k in known})

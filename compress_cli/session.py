@@ -27,14 +27,21 @@ class Interrupted(CompressError):
 class Session:
     """One run in progress."""
 
-    def __init__(self, config: RunConfig, out: Out, folder: RunFolder, *, resume: bool) -> None:
+    def __init__(self, config: RunConfig, out: Out, folder: RunFolder | None, *, resume: bool) -> None:
         self.config = config
         self.out = out
-        self.folder = folder
         self.resume = resume
+        self._folder = folder
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
         self.notes: list[str] = []
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder; a dry run has none and must not ask."""
+        if self._folder is None:
+            raise RuntimeError("a dry run has no folder")
+        return self._folder
 
     @contextmanager
     def stage(self, name: str, announce: str = "") -> Iterator[None]:

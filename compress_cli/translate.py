@@ -19,11 +19,18 @@ def pruning_errors() -> Iterator[None]:
         raise UsageError(str(error), "pass a share such as --sparsity 0.9 or 90%, at least 0 and below 1") from error
     except m.NoMatch as error:
         close = ", ".join(error.close_matches)
-        raise UsageError(str(error), f"closest names: {close}" if close else "compress inspect lists the names") from error
+        fix = f"closest names: {close}" if close else "compress inspect lists the names"
+        raise UsageError(str(error), fix) from error
+    except m.BadOptions as error:
+        raise UsageError(str(error), "compress prune --help lists what goes together") from error
+    except m.NothingToPrune as error:
+        raise InputError(str(error), "compress inspect lists the tensors; check --only and --ignore") from error
     except m.InfeasibleSparsity as error:
-        raise UsageError(str(error), f"--sparsity {error.largest}, or a smaller --floor") from error
+        largest = int(error.largest * 1e6) / 1e6
+        raise UsageError(str(error), f"--sparsity {largest:.6f} at most, or a smaller --floor") from error
     except m.LayerCollapse as error:
-        raise UsageError(str(error), "keep some weights in every tensor with --floor, or exclude it with --ignore") from error
+        fix = "keep some weights in every tensor with --floor, or exclude it with --ignore"
+        raise UsageError(str(error), fix) from error
     except m.BadWeights as error:
         raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
     except m.PlanMismatch as error:

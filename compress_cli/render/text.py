@@ -9,12 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from compress_cli.console import format_seconds
+from compress_cli.methods import METHODS
 from compress_cli.quantities import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compress_cli.report import Gate, RunReport, TaskRow
+    from compress_cli.report import Achieved, Gate, RunReport, TaskRow
 
 LAYERS_SHOWN = 6
 
@@ -40,14 +41,12 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _summary(report: RunReport) -> Table:
-    method = {"magnitude": "global magnitude pruning"}.get(report.method, report.method)
+    method = METHODS[report.method][1] if report.method in METHODS else report.method
     table = _table(
         f"{escape(_short(str(report.checkpoint.get('path', ''))))}: {method}", "", "original", "compressed", ""
     )
     for achieved in report.achieved:
-        asked = f"asked {achieved.asked}: {'exact' if achieved.count == achieved.asked_count else 'not exact'}"
-        before = sum(row.zeros_before for row in report.layers)
-        table.add_row("zero weights", f"{before:,}", f"{achieved.count:,}", f"{achieved.share:.2%}, {asked}")
+        table.add_row(*_achieved_row(achieved, report))
     for row in _complexity_rows(report):
         table.add_row(*row)
     for row in _size_rows(report):
@@ -55,6 +54,18 @@ def _summary(report: RunReport) -> Table:
     for row in _latency_rows(report):
         table.add_row(*row)
     return table
+
+
+def _achieved_row(achieved: Achieved, report: RunReport) -> tuple[str, str, str, str]:
+    """Asked against found; sparsity is hit exactly, budgets are upper limits."""
+    if achieved.exact:
+        before = sum(row.zeros_before for row in report.layers)
+        verdict = "exact" if achieved.met else "not exact"
+        text = f"{achieved.share:.2%}, asked {achieved.asked}: {verdict}"
+        return "zero weights", f"{before:,}", f"{achieved.count:,}", text
+    verdict = "met" if achieved.met else "MISSED"
+    text = f"{achieved.share:.2%}, asked {achieved.asked}: {verdict}"
+    return f"budget: {achieved.name}", f"{achieved.out_of:,}", f"{achieved.count:,}", text
 
 
 def _complexity_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
@@ -110,8 +121,8 @@ def _accuracy(tasks: tuple[TaskRow, ...]) -> Table:
 STAGE_TITLES = {
     "original": "original",
     "pruned": "after pruning",
+    "recovered": "recovered",
     "recalibrated": "+ BN re-est.",
-    "tuned": "after tuning",
     "final": "final",
 }
 
@@ -122,16 +133,16 @@ def _final_repeats(tasks: tuple[TaskRow, ...], stages: list[str]) -> bool:
 
 
 def _layers(report: RunReport) -> Table:
-    changed = sorted(report.layers, key=lambda row: row.density)
-    shown = changed[:LAYERS_SHOWN]
-    table = _table(
-        f"Sparsest {len(shown)} of {len(changed)} ranked tensors (all in report.json)",
-        "tensor",
-        "shape",
-        "weights",
-        "zeros",
-        "density",
-    )
+    ranked = sorted(report.layers, key=lambda row: row.density)
+    shown = ranked[:LAYERS_SHOWN]
+    title = f"Most compressed {len(shown)} of {len(ranked)} tensors (all in report.json)"
+    if any(row.change for row in shown):
+        table = _table(title, "layer", "weights", "after", "left", "now")
+        for row in shown:
+            after = row.weights if row.weights_after is None else row.weights_after
+            table.add_row(escape(row.name), f"{row.weights:,}", f"{after:,}", f"{row.density:.2%}", escape(row.change))
+        return table
+    table = _table(title, "tensor", "shape", "weights", "zeros", "density")
     for row in shown:
         shape = "x".join(map(str, row.shape))
         table.add_row(escape(row.name), shape, f"{row.weights:,}", f"{row.zeros_after:,}", f"{row.density:.2%}")

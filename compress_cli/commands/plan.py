@@ -1,0 +1,54 @@
+"""`compress plan`: what a run would change, layer by layer; nothing is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compress_cli import options as o
+from compress_cli.commands.common import RunFlags
+from compress_cli.config import resolve
+from compress_cli.console import Out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = """Examples:
+
+compress plan resnet50.pth --sparsity 0.9
+
+compress plan net.th --arch nets.py:resnet56 --sparsity 95% --ignore 'fc*' --json"""
+
+
+def plan(
+    checkpoint: o.Checkpoint,
+    sparsity: o.Sparsity = None,
+    scope: o.ScopeOption = None,
+    score: o.ScoreOption = None,
+    floor: o.Floor = None,
+    ignore: o.Ignore = None,
+    only: o.Only = None,
+    arch: o.Arch = None,
+    arch_args: o.ArchArgs = None,
+    input_shape: o.InputShape = None,
+    input: o.InputOption = None,
+    trust_pickle: o.TrustPickle = None,
+    seed: o.Seed = None,
+    config: o.ConfigFile = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> int:
+    """Dry run of prune: the same code path up to the decision, printed layer by layer."""
+    flags = RunFlags.split(dict(locals()))
+    out = Out(as_json=flags.as_json, quiet=flags.quiet, verbose=flags.verbose)
+    resolved = resolve("plan", flags.checkpoint, flags.settings, flags.config_file)
+
+    from compress_cli.pipeline import dry_run
+
+    decided = dry_run(resolved, out)
+
+    def render(console: Console) -> None:
+        console.print(decided.explain(), markup=False, soft_wrap=True)
+
+    out.result({"schema_version": 1, "ok": True, "command": "plan", "plan": decided.to_dict()}, render)
+    return 0

@@ -1,0 +1,47 @@
+"""The metrics of every task at each stage of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from compress_cli.quality import Quality, Score
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress_cli.report import TaskRow
+    from compress_cli.session import Session
+
+
+class Scores:
+    """Evaluates at each stage; what an interrupted run of the same folder has measured is kept."""
+
+    def __init__(self, session: Session, quality: Quality | None) -> None:
+        self._session = session
+        self._quality = quality
+        self._by_stage: dict[str, Mapping[str, Score]] = {}
+
+    def take(self, stage: str, module: nn.Module | None) -> None:
+        """Evaluate the module on the whole test split, where there is one, and remember it under `stage`."""
+        if self._quality is None or not self._quality.can_evaluate or module is None:
+            return
+        recorded = self._session.recorded(f"scores {stage}")
+        if recorded is not None:
+            self._by_stage[stage] = {name: Score(**fields) for name, fields in recorded.items()}
+            return
+        with self._session.stage("evaluate", f"Evaluating: {stage}"):
+            found = self._by_stage[stage] = self._quality.evaluate(module)
+        self._session.out.info("  " + ", ".join(f"{name} {score.value:.2f}" for name, score in found.items()))
+        record: dict[str, Any] = {name: dataclasses.asdict(score) for name, score in found.items()}
+        self._session.folder.finish_stage(f"scores {stage}", record)
+
+    def rows(self) -> tuple[TaskRow, ...]:
+        """One row per task for the report."""
+        return self._quality.rows(self._by_stage) if self._quality is not None and self._by_stage else ()
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The report's section on the data; None without any."""
+        return None if self._quality is None else dict(self._quality.record)
