@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from compress_cli.errors import UsageError
+from compress_cli.methods import METHODS
 from compress_cli.quantities import Limit, parse_limit
 from compress_cli.version import __version__
 
@@ -32,7 +33,7 @@ class RunConfig:
     verb: str
     checkpoint: str
     output: str | None = None
-    method: Literal["magnitude"] = "magnitude"
+    method: str = "magnitude"
     sparsity: str | None = None
     scope: Scope = "global"
     score: Score = "magnitude"
@@ -60,6 +61,8 @@ class RunConfig:
     distill: bool = False
     weights: Weights = "auto"
     safetensors: bool = False
+    max_params: str | None = None
+    max_flops: str | None = None
     max_size: str | None = None
     max_drop: str | None = None
     max_latency: str | None = None
@@ -85,6 +88,8 @@ class RunConfig:
     def limits(self) -> tuple[Limit, ...]:
         """The gates that were asked for."""
         asked = (
+            ("max-params", "params", self.max_params),
+            ("max-flops", "macs", self.max_flops),
             ("max-size", "bytes", self.max_size),
             ("max-drop", "points", self.max_drop),
             ("max-latency", "ms", self.max_latency),
@@ -108,6 +113,10 @@ def resolve(verb: str, checkpoint: str, flags: Mapping[str, Any], config_file: P
 
 
 def _check(config: RunConfig) -> None:
+    if config.method not in METHODS:
+        close = difflib.get_close_matches(config.method, list(METHODS), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"--method {config.method!r} is unknown", f"valid: {', '.join(METHODS)}{hint}")
     for name, least in (
         ("epochs", 0),
         ("threads", 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from compress_cli.quantities import Limit
 from compress_cli.report import Gate, RunReport
@@ -38,4 +38,20 @@ def _latency(report: RunReport) -> tuple[float | None, float | None]:
     return rows.get("original"), rows.get("compressed")
 
 
-_MEASURED = {"--max-size": _size, "--max-drop": _drop, "--max-latency": _latency}
+def _counted(name: str) -> Callable[[RunReport], tuple[float | None, float | None]]:
+    """A quantity of the two traces (profilers.complexity)."""
+
+    def measured(report: RunReport) -> tuple[float | None, float | None]:
+        before, after = report.complexity_before, report.complexity_after
+        return (None if before is None else before[name], None if after is None else after[name])
+
+    return measured
+
+
+_MEASURED = {
+    "--max-params": _counted("params"),
+    "--max-flops": _counted("macs"),
+    "--max-size": _size,
+    "--max-drop": _drop,
+    "--max-latency": _latency,
+}

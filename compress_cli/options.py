@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from compress_cli.methods import METHODS
+
 MODEL = "Model and inputs"
 SELECT = "What is pruned"
 DATA = "Data and fine-tuning"
 OUTPUT = "Output and measurements"
-GATES = "Gates (exit code 1 when missed)"
+GATES = "Budgets and gates (exit code 1 when missed)"
 
 
 def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> typer.models.OptionInfo:
@@ -138,6 +140,17 @@ WeightsOption = Annotated[
     option("--weights", help="ONNX weights: auto (packed when smaller), dense or packed.", panel=OUTPUT),
 ]
 Safetensors = Annotated[bool | None, option("--safetensors", help="Also write model.safetensors.", panel=OUTPUT)]
+Method = Annotated[
+    str | None,
+    option("--method", help=f"{', '.join(METHODS)}. Default magnitude.", panel=SELECT),
+]
+MaxParams = Annotated[
+    str | None, option("--max-params", help="Limit on stored parameters: 5M or 50% of the original.", panel=GATES)
+]
+MaxFlops = Annotated[
+    str | None,
+    option("--max-flops", help="Limit on compute: 1.5GMACs, 3GFLOPs or 50% of the original.", panel=GATES),
+]
 MaxSize = Annotated[
     str | None, option("--max-size", help="Gate on the ONNX file: 8MB or 25% of the original.", panel=GATES)
 ]

@@ -20,10 +20,22 @@ UNITS: dict[str, dict[str, Decimal]] = {
     },
     "ms": {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)},
     "points": {"": Decimal(1)},
+    "params": {"": Decimal(1), "k": Decimal(10**3), "m": Decimal(10**6), "g": Decimal(10**9)},
+    "macs": {
+        f"{letter}{unit}": Decimal(10**power) / per_mac
+        for letter, power in (("", 0), ("k", 3), ("m", 6), ("g", 9), ("t", 12))
+        for unit, per_mac in (("macs", 1), ("flops", 2))
+    },
 }
-"""kind of quantity -> accepted unit (lower case) -> factor to the kind's base unit."""
+"""kind of quantity -> accepted unit (lower case) -> factor to the kind's base unit; FLOPs = 2 x MACs."""
 
-EXAMPLES = {"bytes": "8MB or 25%", "ms": "20ms or 110%", "points": "0.5"}
+EXAMPLES = {
+    "bytes": "8MB or 25%",
+    "ms": "20ms or 110%",
+    "points": "0.5",
+    "params": "5M or 50%",
+    "macs": "1.5GMACs, 3GFLOPs or 50%",
+}
 
 
 @dataclass(frozen=True, slots=True)

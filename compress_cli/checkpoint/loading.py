@@ -81,9 +81,25 @@ def load(
     """
     asked = parse_inputs(input_shape, inputs)
     given = parse_architecture(arch, arch_args) if arch else None
-    file = Path(path)
-    raw = read_tensors(file, trust_pickle)
-    architecture, notes, reason = _architecture(raw, given, tuple(arch_args))
+    raw = read_tensors(path, trust_pickle)
+    return rebuild(Path(path), raw, given=given, arch_args=tuple(arch_args), asked=asked, seed=seed)
+
+
+def rebuild(
+    file: Path,
+    raw: RawCheckpoint,
+    *,
+    given: Architecture | None = None,
+    arch_args: tuple[str, ...] = (),
+    asked: tuple[InputSpec, ...] = (),
+    seed: int = 0,
+) -> LoadedModel:
+    """The second half of `load`: from a file's tensors to its network, where something says how to build it.
+
+    Raises:
+        UsageError, InputError: as `load`.
+    """
+    architecture, notes, reason = _architecture(raw, given, arch_args)
     tensors = raw.tensors
     plans = tuple(dict(plan) for plan in raw.document.get("plans") or ())
     module = raw.module if given is None else None

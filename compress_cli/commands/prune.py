@@ -16,6 +16,7 @@ compress prune model.safetensors --sparsity 80% --ignore 'head*' --no-bench --js
 
 def prune(
     checkpoint: o.Checkpoint,
+    method: o.Method = None,
     sparsity: o.Sparsity = None,
     scope: o.ScopeOption = None,
     score: o.ScoreOption = None,
@@ -43,6 +44,8 @@ def prune(
     distill: o.Distill = None,
     weights: o.WeightsOption = None,
     safetensors: o.Safetensors = None,
+    max_params: o.MaxParams = None,
+    max_flops: o.MaxFlops = None,
     max_size: o.MaxSize = None,
     max_drop: o.MaxDrop = None,
     max_latency: o.MaxLatency = None,

@@ -163,6 +163,8 @@ def _gates(gates: tuple[Gate, ...]) -> Table | None:
 def _with_unit(value: float, unit: str) -> str:
     if unit == "bytes":
         return format_bytes(value)
+    if unit in ("params", "macs"):
+        return format_count(value) + (" MACs" if unit == "macs" else "")
     return f"{value:.2f} ms" if unit == "ms" else f"{value:.2f} points"
 
 
