@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from compress_cli.errors import UsageError
 from compress_cli.methods import METHODS
-from compress_cli.quantities import Limit, parse_limit
+from compress_cli.quantities import LIMIT_KINDS, Limit, parse_limit
 from compress_cli.version import __version__
 
 Scope = Literal["global", "layer"]
@@ -87,14 +87,10 @@ class RunConfig:
 
     def limits(self) -> tuple[Limit, ...]:
         """The gates that were asked for."""
-        asked = (
-            ("max-params", "params", self.max_params),
-            ("max-flops", "macs", self.max_flops),
-            ("max-size", "bytes", self.max_size),
-            ("max-drop", "points", self.max_drop),
-            ("max-latency", "ms", self.max_latency),
+        asked = {name: getattr(self, name.replace("-", "_")) for name in LIMIT_KINDS}
+        return tuple(
+            parse_limit(f"--{name}", LIMIT_KINDS[name], text) for name, text in asked.items() if text is not None
         )
-        return tuple(parse_limit(f"--{name}", kind, text) for name, kind, text in asked if text is not None)
 
 
 def resolve(verb: str, checkpoint: str, flags: Mapping[str, Any], config_file: Path | None = None) -> RunConfig:
@@ -138,23 +134,36 @@ def _check(config: RunConfig) -> None:
 
 def _from_file(explicit: Path | None) -> dict[str, Any]:
     path = explicit or _default_file()
-    if path is None:
-        return {}
+    return {} if path is None else _known_keys(_table(path), path)
+
+
+def gates_table(explicit: Path | None = None) -> tuple[dict[str, Any], str]:
+    """The `gates` table of the configuration file and where it is; empty when there is none.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    path = explicit or _default_file()
+    table = {} if path is None else _table(path).get("gates", {})
+    return dict(table), f"{path} [gates]"
+
+
+def _table(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file") from error
-    table = document.get("tool", {}).get("compress", {}) if path.name == "pyproject.toml" else document
-    return _known_keys(table, path)
+    table: dict[str, Any] = document.get("tool", {}).get("compress", {}) if path.name == "pyproject.toml" else document
+    return table
 
 
 def _default_file() -> Path | None:
     if Path("compress.toml").is_file():
         return Path("compress.toml")
     pyproject = Path("pyproject.toml")
-    if pyproject.is_file() and "[tool.compress]" in pyproject.read_text(encoding="utf-8", errors="replace"):
+    if pyproject.is_file() and "[tool.compress" in pyproject.read_text(encoding="utf-8", errors="replace"):
         return pyproject
     return None
 
@@ -164,6 +173,8 @@ def _known_keys(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
+        if name == "gates":  # read by `compress check`
+            continue
         if name not in settable:
             close = difflib.get_close_matches(name, sorted(settable), n=3)
             valid = ", ".join(item.replace("_", "-") for item in (close or sorted(settable)))

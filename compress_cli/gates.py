@@ -1,57 +1,126 @@
-"""Gates: limits from `--max-*` flags against what the report measured."""
+"""Gates: limits from `--max-*` flags or a `gates` table against what was measured.
+
+A limit that could not be checked never looks like a pass. Latency is noisy, so its gate only fails a run when the
+whole interval of the measured ratio lies above the limit; within the interval it warns (style.md section 6).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from compress_cli.quantities import Limit
+from compress_cli.errors import UsageError
+from compress_cli.quantities import LIMIT_KINDS, Limit, parse_limit
 from compress_cli.report import Gate, RunReport
+
+Level = Literal["off", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One limit, how serious it is, and what the team wants to be told when it fails.
+
+    `level` None: error, but for latency warn unless the measured interval excludes the limit.
+    """
+
+    limit: Limit
+    level: Level | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A measured quantity in base units: the original's, the compressed one's, and the low end of the latter."""
+
+    original: float | None = None
+    value: float | None = None
+    low: float | None = None
 
 
 def with_gates(report: RunReport, limits: Iterable[Limit]) -> RunReport:
     """The same report with one gate per limit."""
-    return dataclasses.replace(report, gates=tuple(_judge(report, limit) for limit in limits))
+    found = measured(report)
+    return dataclasses.replace(report, gates=tuple(judge(Rule(limit), found[limit.name]) for limit in limits))
 
 
-def _judge(report: RunReport, limit: Limit) -> Gate:
-    original, value = _MEASURED[limit.name](report)
-    bound = limit.bound(original)
-    passed = None if value is None or bound is None else value <= bound
-    # a limit that could not be checked must not look like a pass
-    level = "error"
-    return Gate(limit.name.removeprefix("--"), level, limit.text, value, bound, limit.kind, bool(passed))
+def judge(rule: Rule, found: Found) -> Gate:
+    """Whether one limit holds."""
+    limit = rule.limit
+    bound = limit.bound(found.original)
+    passed = None if found.value is None or bound is None else found.value <= bound
+    level = rule.level
+    if level is None:
+        unsure = limit.kind == "ms" and passed is False and found.low is not None and bound is not None
+        level = "warn" if unsure and found.low is not None and bound is not None and found.low <= bound else "error"
+    return Gate(
+        name=limit.name.removeprefix("--"),
+        level=level,
+        limit=limit.text,
+        value=found.value,
+        bound=bound,
+        unit=limit.kind,
+        passed=passed,
+        message=rule.message,
+    )
 
 
-def _size(report: RunReport) -> tuple[float | None, float | None]:
+def failed(gates: Iterable[Gate]) -> bool:
+    """Whether a gate of level `error` failed or could not be checked."""
+    return any(gate.level == "error" and gate.passed is not True for gate in gates)
+
+
+def rules_from_table(table: Mapping[str, object], where: str) -> tuple[Rule, ...]:
+    """Read `[tool.compress.gates]` (or `[gates]` of compress.toml): `max-size = "8MB"`, or a table with `limit`.
+
+    Example: `max-latency = { limit = "110%", level = "warn", message = "see docs/latency.md" }`.
+
+    Raises:
+        UsageError: an unknown gate, key or level, or a value that is no limit.
+    """
+    return tuple(_rule(name.replace("_", "-"), value, where) for name, value in table.items())
+
+
+def _rule(name: str, value: object, where: str) -> Rule:
+    if name not in LIMIT_KINDS:
+        raise UsageError(f"unknown gate {name!r} in {where}", f"valid gates: {', '.join(LIMIT_KINDS)}")
+    entry = dict(value) if isinstance(value, Mapping) else {"limit": value}
+    unknown = set(entry) - {"limit", "level", "message"}
+    if unknown or "limit" not in entry:
+        raise UsageError(
+            f"gate {name} in {where} has {'the unknown key ' + repr(unknown.pop()) if unknown else 'no limit'}",
+            f'write {name} = "LIMIT" or {name} = {{ limit = "LIMIT", level = "warn" }}',
+        )
+    level = entry.get("level")
+    if level is not None and level not in get_args(Level):
+        raise UsageError(f"gate {name} in {where} has the level {level!r}", f"valid: {', '.join(get_args(Level))}")
+    limit = parse_limit(f"--{name}", LIMIT_KINDS[name], str(entry["limit"]))
+    return Rule(limit, level, str(entry.get("message", "")))
+
+
+def measured(report: RunReport) -> dict[str, Found]:
+    """What a report says about each limit, by flag name."""
+    before, after = report.complexity_before or {}, report.complexity_after or {}
     by_role = {artifact.role: float(artifact.bytes) for artifact in report.artifacts}
-    return by_role.get("original onnx"), by_role.get("onnx")
+    return {
+        "--max-params": Found(before.get("params"), after.get("params")),
+        "--max-flops": Found(before.get("macs"), after.get("macs")),
+        "--max-size": Found(by_role.get("original onnx"), by_role.get("onnx")),
+        "--max-drop": Found(None, _drop(report)),
+        "--max-latency": latency_found(report.latency),
+    }
 
 
-def _drop(report: RunReport) -> tuple[float | None, float | None]:
+def _drop(report: RunReport) -> float | None:
     drops = [drop for drop in (task.drop() for task in report.tasks) if drop is not None]
-    return None, max(drops) if drops else None
+    return max(drops) if drops else None
 
 
-def _latency(report: RunReport) -> tuple[float | None, float | None]:
-    rows = {row["profile"]: row["p50_ms"] for row in (report.latency or {}).get("latencies", ())}
-    return rows.get("original"), rows.get("compressed")
-
-
-def _counted(name: str) -> Callable[[RunReport], tuple[float | None, float | None]]:
-    """A quantity of the two traces (profilers.complexity)."""
-
-    def measured(report: RunReport) -> tuple[float | None, float | None]:
-        before, after = report.complexity_before, report.complexity_after
-        return (None if before is None else before[name], None if after is None else after[name])
-
-    return measured
-
-
-_MEASURED = {
-    "--max-params": _counted("params"),
-    "--max-flops": _counted("macs"),
-    "--max-size": _size,
-    "--max-drop": _drop,
-    "--max-latency": _latency,
-}
+def latency_found(latency: Mapping[str, object] | None) -> Found:
+    """p50 of both files and the low end of the compressed one's, from a report's latency section."""
+    if latency is None:
+        return Found()
+    rows = {row["profile"]: row["p50_ms"] for row in latency["latencies"]}  # type: ignore[attr-defined]
+    original, low = rows.get("original"), latency.get("ratio_low")
+    return Found(original, rows.get("compressed"), None if original is None or low is None else original * low)

@@ -37,6 +37,15 @@ EXAMPLES = {
     "macs": "1.5GMACs, 3GFLOPs or 50%",
 }
 
+LIMIT_KINDS = {
+    "max-params": "params",
+    "max-flops": "macs",
+    "max-size": "bytes",
+    "max-drop": "points",
+    "max-latency": "ms",
+}
+"""Limit (flag and gate name) -> kind of quantity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:

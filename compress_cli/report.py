@@ -111,6 +111,7 @@ class Gate:
     bound: float | None
     unit: str
     passed: bool | None
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,8 @@ class RunReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every gate of level `error` passed."""
-        return all(gate.passed is not False for gate in self.gates if gate.level == "error")
+        """Whether every gate of level `error` was checked and passed."""
+        return all(gate.passed is True for gate in self.gates if gate.level == "error")
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: `schema_version` and `ok` first."""

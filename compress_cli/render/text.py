@@ -153,14 +153,26 @@ def _gates(gates: tuple[Gate, ...]) -> Table | None:
     if not gates:
         return None
     table = _table("Gates", "gate", "limit", "found", "result")
-    for gate in sorted(gates, key=lambda item: item.passed is not False):
-        found = "not measured" if gate.value is None else f"{_with_unit(gate.value, gate.unit)}"
-        limit = escape(gate.limit) + ("" if gate.bound is None else f" = {_with_unit(gate.bound, gate.unit)}")
-        table.add_row(gate.name, limit, found, "passed" if gate.passed else "FAILED")
+    for gate in sorted(gates, key=lambda item: item.passed is True):
+        found = "not measured" if gate.value is None else with_unit(gate.value, gate.unit)
+        limit = escape(gate.limit) + ("" if gate.bound is None else f" = {with_unit(gate.bound, gate.unit)}")
+        table.add_row(gate.name, limit, found, verdict(gate))
     return table
 
 
-def _with_unit(value: float, unit: str) -> str:
+def verdict(gate: Gate) -> str:
+    """One word on a gate: passed, FAILED, not checked, warning, off."""
+    if gate.level == "off":
+        return "off"
+    if gate.passed is True:
+        return "passed"
+    if gate.level == "warn":
+        return "warning"
+    return "FAILED" if gate.passed is False else "FAILED (not checked)"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A gate's number for people."""
     if unit == "bytes":
         return format_bytes(value)
     if unit in ("params", "macs"):
