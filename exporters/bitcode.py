@@ -58,7 +58,8 @@ def unpack_codes(data: Bytes, bits: int, count: int) -> NDArray[np.int64]:
     """The inverse of `pack_codes`."""
     shifts = np.arange(8 // bits, dtype=np.uint8) * bits
     codes = (data[:, None] >> shifts) & (2**bits - 1)
-    return codes.reshape(-1)[:count].astype(np.int64)
+    wide: NDArray[np.int64] = codes.reshape(-1)[:count].astype(np.int64)
+    return wide
 
 
 def split_planes(codes: Array, width: int) -> tuple[Bytes, ...]:
@@ -77,7 +78,8 @@ def join_planes(data: tuple[Bytes, ...], width: int, count: int) -> NDArray[np.i
 
 def gaps(positions: Array) -> NDArray[np.int64]:
     """Zeros before each of the increasing `positions`, counted from the one before."""
-    return np.diff(positions.astype(np.int64), prepend=-1) - 1
+    wide = positions.astype(np.int64)
+    return wide - np.concatenate([np.array([-1], np.int64), wide[:-1]]) - 1
 
 
 def rice_bits(gap: Array, k: int) -> int:
@@ -112,7 +114,7 @@ class RiceIndex:
 
 def fits_int32(count: int, size: int, k: int) -> bool:
     """Whether the decoder's 32-bit arithmetic cannot overflow."""
-    return count * 2**k + size < INT32_LIMIT
+    return bool(count * 2**k + size < INT32_LIMIT)
 
 
 def encode_rice(positions: Array, size: int, k: int | None = None) -> RiceIndex:
@@ -142,7 +144,8 @@ def decode_rice(index: RiceIndex) -> NDArray[np.int64]:
     if index.k == 0:
         return ones
     remainder = join_planes(index.remainders, index.k, index.count)
-    return (ones + 1) * 2**index.k + np.cumsum(remainder + 1 - 2**index.k) - 1
+    positions: NDArray[np.int64] = (ones + 1) * 2**index.k + np.cumsum(remainder + 1 - 2**index.k) - 1
+    return positions
 
 
 @dataclass(frozen=True, slots=True)

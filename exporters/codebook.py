@@ -55,6 +55,10 @@ def _start(data: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     centres = np.unique(data[places])
     if len(centres) < size:
         grid = np.setdiff1d(np.linspace(data[0], data[-1], 2 * size), centres)
-        spread = grid[np.linspace(0, len(grid) - 1, min(size - len(centres), len(grid))).astype(np.int64)] if len(grid) else grid
+        spread = (
+            grid[np.linspace(0, len(grid) - 1, min(size - len(centres), len(grid))).astype(np.int64)]
+            if len(grid)
+            else grid
+        )
         centres = np.sort(np.concatenate([centres, spread]))
     return np.concatenate([centres, np.full(size - len(centres), centres[-1])])

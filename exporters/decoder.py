@@ -11,6 +11,7 @@ lack or compute wrongly. `NonZero` and `Compress` are avoided: ONNX Runtime does
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class Emitter:
     def __init__(self, opset: int, prefix: str) -> None:
         self.opset = opset
         self.nodes: list[NodeProto] = []
-        self.constants: dict[tuple[bytes, str, tuple[int, ...]], TensorProto] = {}
+        self.constants: dict[tuple[bytes, str, tuple[int, ...]], TensorProto] = {}  # by digest, dtype, shape
         self._prefix = prefix
         self._count = 0
         self._tables: dict[int, str] = {}
@@ -44,7 +45,7 @@ class Emitter:
 
     def constant(self, array: Array) -> str:
         """The initializer that holds `array` (rank 0 stays rank 0)."""
-        key = (array.tobytes(), array.dtype.str, array.shape)
+        key = (hashlib.sha256(array.tobytes()).digest(), array.dtype.str, array.shape)
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(array, self.name())
         return self.constants[key].name
@@ -130,7 +131,7 @@ def emit_block(emitter: Emitter, block: Block) -> None:
     for tensor in block.tensors:
         end = begin + tensor.restored.size
         piece = flat if len(block.tensors) == 1 else emitter.cut(flat, begin, end)
-        _emit_tensor(emitter, tensor, piece, dtype)
+        _emit_tensor(emitter, tensor, piece, dtype, zero_first=block.index is not None)
         begin = end
 
 
@@ -141,10 +142,10 @@ def emit_zero(emitter: Emitter, tensor: Quantized) -> None:
 
 def stored_symbols(block: Block) -> Array:
     """The values that `block` stores, in order: those the index keeps (with fillers), or all."""
-    symbols = np.concatenate([tensor.symbols for tensor in block.tensors])
+    symbols: Array = np.concatenate([tensor.symbols for tensor in block.tensors])
     if block.index is None:
         return symbols
-    kept = symbols[np.concatenate([tensor.kept for tensor in block.tensors])]
+    kept: Array = symbols[np.concatenate([tensor.kept for tensor in block.tensors])]
     if isinstance(block.index, RiceIndex):
         return kept
     padded = np.zeros(block.index.count, symbols.dtype)
@@ -174,10 +175,10 @@ def _emit_values(emitter: Emitter, block: Block) -> tuple[str, Any]:
     codes = emitter.codes(split_planes(symbols, bits), bits, len(symbols))
     if _joint_codes(block):  # 0 marks the places without a value
         return codes if block.index is None else emitter.op("Add", codes, emitter.int32(1)), np.int32
-    return emitter.op("Gather", _codebook(emitter, block.tensors[0], zero_first=False), codes), np.float32
+    return emitter.op("Gather", _codebook(emitter, block.tensors[0]), codes), np.float32
 
 
-def _codebook(emitter: Emitter, tensor: Quantized, zero_first: bool) -> str:
+def _codebook(emitter: Emitter, tensor: Quantized, *, zero_first: bool = False) -> str:
     if tensor.centres is None:
         raise ValueError(f"{tensor.name} has no codebook")
     zero = np.zeros(1, np.float32)
@@ -232,19 +233,23 @@ def _emit_gaps(emitter: Emitter, index: GapIndex) -> str:
     return emitter.op("Sub", emitter.cumsum(emitter.op("Add", gap, one)), one)
 
 
-def _emit_tensor(emitter: Emitter, tensor: Quantized, piece: str, dtype: Any) -> None:
+def _emit_tensor(emitter: Emitter, tensor: Quantized, piece: str, dtype: Any, zero_first: bool) -> None:
     """Shape, look up or scale, and cast `piece`; the last output is named after the tensor."""
-    shape = emitter.int64(*tensor.restored.shape)
-    steps: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [("Reshape", (shape,), {})]
+    steps: list[tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]]] = []
+    if tensor.restored.ndim != 1:
+        steps.append(("Reshape", (), (emitter.int64(*tensor.restored.shape),), {}))
+    last = np.dtype(dtype)
+    if last == np.int32:  # codes of several codebooks
+        steps.append(("Gather", (_codebook(emitter, tensor, zero_first=zero_first),), (), {}))
+        last = np.dtype(np.float32)
     if tensor.scale is not None:
-        unit = emitter.constant(np.array(tensor.scale.unit))
-        scale = emitter.op("Mul", emitter.cast(emitter.constant(tensor.scale.half), np.float32), unit)
-        steps.append(("Mul", (scale,), {}))
-    last = np.dtype(np.float32) if np.dtype(dtype) == np.int32 and tensor.centres is not None else np.dtype(dtype)
+        half = emitter.cast(emitter.constant(tensor.scale.half), np.float32)
+        scale = emitter.op("Mul", half, emitter.constant(np.array(tensor.scale.unit)))
+        steps.append(("Mul", (), (scale,), {}))
     if last != tensor.restored.dtype:
-        steps.append(("Cast", (), {"to": helper.np_dtype_to_tensor_dtype(tensor.restored.dtype)}))
-    joint = tensor.centres is not None and np.dtype(dtype) == np.int32
-    for number, (kind, inputs, attributes) in enumerate(steps):
-        final = number == len(steps) - 1
-        piece = emitter.op(kind, piece, *inputs, output=tensor.name if final and not joint else None, **attributes)
-    del joint
+        steps.append(("Cast", (), (), {"to": helper.np_dtype_to_tensor_dtype(tensor.restored.dtype)}))
+    if not steps:
+        steps.append(("Identity", (), (), {}))
+    for number, (kind, before, after, attributes) in enumerate(steps, start=1):
+        output = tensor.name if number == len(steps) else None
+        piece = emitter.op(kind, *before, piece, *after, output=output, **attributes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 from exporters import codebook
 
 Array = NDArray[Any]
-ValueCode = Literal[
-    "f32", "f16", "q2", "q3", "q4", "q5", "q6", "q7", "q8", "cb2", "cb3", "cb4", "cb5", "cb6", "cb7", "cb8"
-]  # fmt: skip
-VALUE_CODES: tuple[ValueCode, ...] = (
-    "f32", "f16", "q2", "q3", "q4", "q5", "q6", "q7", "q8", "cb2", "cb3", "cb4", "cb5", "cb6", "cb7", "cb8",
-)  # fmt: skip
+VALUE_CODES = ("f32", "f16", *(f"q{bits}" for bits in range(2, 9)), *(f"cb{bits}" for bits in range(2, 9)))
 
 _LEAST_SCALE = 1e-20
 _LEAST_HALF = 6e-8
@@ -76,7 +71,7 @@ def code_bits(code: str, dtype: np.dtype[Any]) -> int:
     return 16 if code == "f16" else int(re.sub(r"\D", "", code))
 
 
-def effective_code(array: Array, wanted: ValueCode) -> tuple[str, str]:
+def effective_code(array: Array, wanted: str) -> tuple[str, str]:
     """(the code to use, why another one than wanted): lossy codes need finite numbers that fp16 can hold."""
     if array.dtype not in (np.float32, np.float16) or wanted == "f32":
         return "native", ""
@@ -89,7 +84,16 @@ def effective_code(array: Array, wanted: ValueCode) -> tuple[str, str]:
     return wanted, ""
 
 
-def quantize(name: str, array: Array, code: str, axis: int, *, masked: bool, reserve_zero: bool = False) -> Quantized:
+def quantize(
+    name: str,
+    array: Array,
+    code: str,
+    axis: int,
+    *,
+    masked: bool,
+    reserve_zero: bool = False,
+    importance: Array | None = None,
+) -> Quantized:
     """Store `array` with `code` as `effective_code` gave it.
 
     Args:
@@ -98,7 +102,8 @@ def quantize(name: str, array: Array, code: str, axis: int, *, masked: bool, res
         code: the value code.
         axis: the output-channel axis, for scales.
         masked: exact zeros are kept outside of the values (they do not enter a codebook).
-        reserve_zero: code 0 of a codebook stands for 0.0.
+        reserve_zero: code 0 of a codebook stands for 0.0 (for indexes with fillers, or without an index).
+        importance: how much the squared error of each element matters to a codebook, in the shape of `array`.
     """
     if code == "native":
         return Quantized(name, code, array, array.reshape(-1), array.reshape(-1) != 0)
@@ -107,7 +112,7 @@ def quantize(name: str, array: Array, code: str, axis: int, *, masked: bool, res
         return Quantized(name, code, half.astype(array.dtype), half.reshape(-1), half.reshape(-1) != 0)
     if code.startswith("q"):
         return _uniform(name, array, code, axis)
-    return _clustered(name, array, code, masked, reserve_zero)
+    return _clustered(name, array, code, masked, reserve_zero, importance)
 
 
 def positive_zero(array: Array) -> Array:
@@ -131,14 +136,17 @@ def _channel_scale(array: NDArray[np.float32], axis: int, largest: int) -> Scale
     return Scale(np.maximum(exact / float(unit), _LEAST_HALF).astype(np.float16), unit)
 
 
-def _clustered(name: str, array: Array, code: str, masked: bool, reserve_zero: bool) -> Quantized:
+def _clustered(
+    name: str, array: Array, code: str, masked: bool, reserve_zero: bool, importance: Array | None
+) -> Quantized:
     flat = array.reshape(-1).astype(np.float32)
     outside = masked or reserve_zero
     kept = flat != 0 if outside else np.ones(len(flat), np.bool_)
     size = 2 ** int(code[2:])
-    centres = positive_zero(codebook.fit(flat[kept], size - 1 if reserve_zero else size))
+    mass = None if importance is None else importance.reshape(-1)[kept]
+    centres = positive_zero(codebook.fit(flat[kept], size - 1 if reserve_zero else size, mass))
     codes = codebook.assign(flat, centres)
     if reserve_zero:
-        codes, centres = codes + 1, np.concatenate([np.zeros(1, np.float32), centres])
+        codes, centres = np.where(kept, codes + 1, 0), np.concatenate([np.zeros(1, np.float32), centres])
     restored = np.where(kept, centres[codes], np.float32(0)).astype(array.dtype).reshape(array.shape)
     return Quantized(name, code, restored, codes, kept, centres=centres)

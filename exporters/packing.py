@@ -1,0 +1,344 @@
+"""Small ONNX files: weights become compact byte tensors that standard operators unpack while the model is loaded.
+
+A weight tensor W is replaced by a decoder sub-graph whose last output is called W (`decoder`). Runtimes evaluate it
+once, by constant folding: the running model is the dense one. Lossless for `packed`; the other tiers change values
+first (`values`) and then store exactly those. `unpack` is the way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from exporters import files
+from exporters.bitcode import GapIndex, mask_entropy_bits
+from exporters.decoder import Block, Emitter, emit_block, emit_zero
+from exporters.errors import BadOnnxFile
+from exporters.folding import evaluate_decoders, folded, replace_decoders
+from exporters.layout import (
+    BLOCK_BYTES,
+    GAP8_ELEMENTS,
+    Layout,
+    bound_bytes,
+    payload_bytes,
+    plan_layout,
+)
+from exporters.proto import value_names
+from exporters.shorten import shorten
+from exporters.values import VALUE_CODES, Quantized, code_bits, effective_code, positive_zero, quantize
+from exporters.weights import Left, Weight, constants_to_initializers, negative_zeros, weights
+
+Array = NDArray[Any]
+
+__all__ = ["TIERS", "PackResult", "PackedTensor", "folded", "pack", "tier_code", "unpack"]
+
+LEAST_OPSET = 13
+MARK = "compress.weights"  # metadata key that names the tier of a packed file
+TIERS = ("packed", *(f"packed-{code}" for code in ("fp16", *VALUE_CODES[2:])))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """One tensor of a packed file; bytes without the decoder's nodes.
+
+    Attributes:
+        index: "rice k", "mask", "gap8", "none" (every element is stored) or "zero" (nothing is).
+        values: the value code, "native" for unchanged numbers.
+        block: tensors with the same number share a decoder; their bytes are split by their stored values.
+        bound_bytes: order-0 entropy of mask and values, and the codebook or scale.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nonzero: int
+    index: str
+    values: str
+    block: int
+    dense_bytes: int
+    bytes: int
+    bound_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What was packed and what the file weighs.
+
+    Attributes:
+        files: the written file, and its weights file when the result still exceeds 2 GB.
+        left: tensors of at least 256 bytes that are stored as before, and why.
+        bytes_before: of the source, its weights files included.
+        bound_bytes: entropy of the packed tensors and plain bytes of all others; the graph itself is not in it.
+        folded: whether ONNX Runtime's optimised graph has no decoder left; None: not checked.
+        negative_zeros: zeros with a minus sign that became +0.
+    """
+
+    tier: str
+    files: tuple[Path, ...]
+    tensors: tuple[PackedTensor, ...]
+    left: tuple[Left, ...]
+    bytes_before: int
+    bytes_after: int
+    bound_bytes: int
+    folded: bool | None
+    negative_zeros: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def smaller(self) -> bool:
+        """Whether packing paid."""
+        return self.bytes_after < self.bytes_before
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        document = dataclasses.asdict(self)
+        document["files"] = [str(path) for path in self.files]
+        return {**document, "smaller": self.smaller}
+
+
+def tier_code(tier: str) -> str:
+    """The value code of a tier: "packed-fp16" gives "f16", "packed-cb4" gives "cb4", "packed" gives "f32".
+
+    Raises:
+        ValueError: an unknown tier.
+    """
+    if tier not in TIERS:
+        raise ValueError(f"unknown tier {tier!r}; one of {', '.join(TIERS)}")
+    code = tier.removeprefix("packed").removeprefix("-")
+    return {"": "f32", "fp16": "f16"}.get(code, code)
+
+
+def pack(
+    source: Path,
+    target: Path,
+    *,
+    tier: str = "packed",
+    codes: Mapping[str, str] | None = None,
+    importance: Mapping[str, Array] | None = None,
+    check: bool = True,
+) -> PackResult:
+    """Write `source` to `target` with packed weights.
+
+    Nothing is packed where it would not pay; where nothing at all pays, `target` is a copy of `source`.
+
+    Args:
+        source: any ONNX file.
+        target: the file to write; not `source`. A result above 2 GB also writes `target`.data, which it names.
+        tier: one of `TIERS`: exact values, fp16, `q2`..`q8` (uniform per channel) or `cb2`..`cb8` (codebook).
+            Lossy tiers change only weights of convolutions and products.
+        codes: value code of single tensors by name, in place of the tier's.
+        importance: how much each element's squared error matters, by tensor name (for codebooks).
+        check: run the ONNX checker, rebuild every tensor and compare bit for bit, ask ONNX Runtime whether it folds.
+
+    Raises:
+        BadOnnxFile: `source` is no sound ONNX model, or (a bug) the written file does not give the weights back.
+        ValueError: an unknown tier or code.
+    """
+    wanted = tier_code(tier)
+    model = files.read(source)
+    before = files.weight_bytes(model), _file_bytes(source, model)
+    notes = _prepare(model)
+    found, left = weights(model) if files.opset(model) >= LEAST_OPSET else ([], [])
+    lossy = _Wishes(wanted, codes or {}, importance or {})
+    stored, reasons = _quantized(found, lossy)
+    layout = plan_layout(stored.values())
+    dense = {name: reasons.get(name, "packing would not make it smaller") for name in layout.dense}
+    left += [Left(w.name, w.array.nbytes, dense[w.name]) for w in found if w.name in dense]
+    tensors = _described(layout)
+    changed = bool(tensors)
+    if changed:
+        _rewrite(model, layout, tier)
+        written = files.write(model, target)
+    else:
+        shutil.copyfile(source, target)
+        written = (target,)
+        notes.append("no tensor gets smaller by packing: the file is an unchanged copy")
+    result = PackResult(
+        tier=tier,
+        files=written,
+        tensors=tensors,
+        left=tuple(left),
+        bytes_before=before[1],
+        bytes_after=sum(path.stat().st_size for path in written),
+        bound_bytes=round(before[0] - sum(t.dense_bytes for t in tensors) + sum(t.bound_bytes for t in tensors)),
+        folded=None,
+        negative_zeros=sum(negative_zeros(w.array) for w in found if w.name not in dense),
+        notes=tuple(notes),
+    )
+    if not check:
+        return result
+    if changed:
+        files.check(target)
+        _compare(model, layout, target)
+    return dataclasses.replace(result, folded=folded(target))
+
+
+def unpack(source: Path, target: Path) -> tuple[str, ...]:
+    """Write a packed file as a plain one; returns the names of the weights that were unpacked.
+
+    Each tensor is what the decoder gives, bit for bit; the rest of the graph is untouched. A file without decoders is
+    written as it is.
+
+    Raises:
+        BadOnnxFile: `source` is no sound ONNX model, or its decoders cannot be evaluated.
+    """
+    model = files.read(source)
+    arrays = evaluate_decoders(model, source)
+    if not arrays:
+        shutil.copyfile(source, target)
+        return ()
+    replace_decoders(model, arrays)
+    marks = [item for item in model.metadata_props if item.key == MARK]
+    for mark in marks:
+        model.metadata_props.remove(mark)
+    files.write(model, target)
+    files.check(target)
+    return tuple(arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """Value code and importance for each tensor."""
+
+    code: str
+    codes: Mapping[str, str]
+    importance: Mapping[str, Array]
+
+    def code_of(self, weight: Weight) -> str:
+        code = self.codes.get(weight.name, self.code if weight.product else "f32")
+        if code not in VALUE_CODES:
+            raise ValueError(f"unknown value code {code!r} for {weight.name}; one of {', '.join(VALUE_CODES)}")
+        return code
+
+
+def _prepare(model: ModelProto) -> list[str]:
+    """Make constants visible as initializers; say what stands in the way."""
+    version = files.opset(model)
+    if version < LEAST_OPSET:
+        return [f"opset {version} has no operators to unpack weights with (from {LEAST_OPSET} on)"]
+    constants_to_initializers(model.graph)
+    if model.ir_version < 4:  # initializers had to be inputs then, which keeps runtimes from folding
+        names = {tensor.name for tensor in model.graph.initializer}
+        for value in [value for value in model.graph.input if value.name in names]:
+            model.graph.input.remove(value)
+        model.ir_version = 7
+    return []
+
+
+def _file_bytes(path: Path, model: ModelProto) -> int:
+    """Size of the file and, where it keeps weights elsewhere, of those."""
+    size = Path(path).stat().st_size
+    inside = files.weight_bytes(model)
+    return size if size >= inside else size + inside
+
+
+def _quantized(found: list[Weight], wishes: _Wishes) -> tuple[dict[str, Quantized], dict[str, str]]:
+    """(tensors as they will be stored, reasons why some do not get the code that was asked)."""
+    stored: dict[str, Quantized] = {}
+    reasons: dict[str, str] = {}
+    for weight in found:
+        code, reason = effective_code(weight.array, wishes.code_of(weight))
+        if reason:
+            reasons[weight.name] = reason
+        stored[weight.name] = _quantize(weight, code, wishes.importance.get(weight.name))
+    return stored, reasons
+
+
+def _quantize(weight: Weight, code: str, importance: Array | None) -> Quantized:
+    array = positive_zero(weight.array)
+    nonzero, size = int(np.count_nonzero(array)), array.size
+    if not nonzero:
+        return Quantized(weight.name, "native", array, array.reshape(-1), np.zeros(size, np.bool_))
+    saved = (size - nonzero) * code_bits(code, array.dtype) - mask_entropy_bits(nonzero, size)
+    masked = saved > 8 * BLOCK_BYTES or (saved > 0 and size < 1 << 14)
+    reserve = size >= GAP8_ELEMENTS or (not masked and nonzero < size)
+    return quantize(
+        weight.name, array, code, weight.channel_axis, masked=masked, reserve_zero=reserve, importance=importance
+    )
+
+
+def _rewrite(model: ModelProto, layout: Layout, tier: str) -> None:
+    graph = model.graph
+    packed = {tensor.name for block in layout.blocks for tensor in block.tensors} | {t.name for t in layout.zeros}
+    emitter = Emitter(files.opset(model), _free_prefix(value_names(graph)))
+    for zero in layout.zeros:
+        emit_zero(emitter, zero)
+    for block in layout.blocks:
+        emit_block(emitter, block)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in packed]
+    names = {tensor.name for tensor in graph.initializer}
+    nodes = [*emitter.nodes, *graph.node]
+    del graph.initializer[:]
+    del graph.node[:]
+    graph.initializer.extend([*kept, *emitter.constants.values()])
+    graph.node.extend(nodes)
+    shorten(model, keep=names)
+    mark = model.metadata_props.add()
+    mark.key, mark.value = MARK, tier
+
+
+def _free_prefix(taken: set[str]) -> str:
+    prefix = "_p"
+    while any(re.match(re.escape(prefix) + r"\d", name) for name in taken):
+        prefix += "_"
+    return prefix
+
+
+def _described(layout: Layout) -> tuple[PackedTensor, ...]:
+    rows = []
+    for number, block in enumerate(layout.blocks):
+        stored = [_stored(tensor, block) for tensor in block.tensors]
+        payload = payload_bytes(block)
+        for tensor, count in zip(block.tensors, stored, strict=True):
+            share = round(payload * count / max(sum(stored), 1))
+            rows.append(_row(tensor, _index_name(block), number, share))
+    rows += [_row(tensor, "zero", -1, 0) for tensor in layout.zeros]
+    return tuple(rows)
+
+
+def _stored(tensor: Quantized, block: Block) -> int:
+    return tensor.kept.size if block.index is None else int(np.count_nonzero(tensor.kept))
+
+
+def _row(tensor: Quantized, index: str, block: int, size: int) -> PackedTensor:
+    return PackedTensor(
+        name=tensor.name,
+        shape=tuple(tensor.restored.shape),
+        dtype=str(tensor.restored.dtype),
+        nonzero=int(np.count_nonzero(tensor.restored)),
+        index=index,
+        values=tensor.code,
+        block=block,
+        dense_bytes=tensor.restored.nbytes,
+        bytes=size,
+        bound_bytes=round(bound_bytes(tensor), 1) if index != "zero" else 0.0,
+    )
+
+
+def _index_name(block: Block) -> str:
+    if block.index is None:
+        return "none"
+    if isinstance(block.index, GapIndex):
+        return "gap8"
+    return f"rice {block.index.k}" if block.index.k else "mask"
+
+
+def _compare(model: ModelProto, layout: Layout, target: Path) -> None:
+    """Every tensor that the written decoders give, against what was meant to be stored, bit for bit."""
+    got = evaluate_decoders(model, target)
+    meant = {t.name: t.restored for block in layout.blocks for t in block.tensors}
+    meant.update({tensor.name: tensor.restored for tensor in layout.zeros})
+    for name, array in meant.items():
+        if name not in got or got[name].dtype != array.dtype or got[name].shape != array.shape:
+            raise BadOnnxFile(target, f"the decoder of {name} does not give it back")
+        if got[name].tobytes() != array.tobytes():
+            raise BadOnnxFile(target, f"the decoder of {name} gives other numbers")

@@ -1,0 +1,56 @@
+"""Shorter ONNX files without a change of meaning: node names, remarks and intermediate value names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+
+from onnx import GraphProto, ModelProto
+
+from exporters.proto import all_graphs, all_nodes, rename_values, strip_remarks, value_names
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def shorten(model: ModelProto, keep: set[str]) -> None:
+    """Drop names of nodes, remarks and inferred shapes; rename values of the outer graph to short ids.
+
+    Args:
+        model: changed in place.
+        keep: names of values that stay (weights); graph inputs and outputs always stay.
+    """
+    strip_remarks(model)
+    for graph in all_graphs(model.graph):
+        graph.ClearField("value_info")
+    for node in all_nodes(model.graph):
+        node.ClearField("name")
+    graph = model.graph
+    fixed = keep | {value.name for value in (*graph.input, *graph.output)}
+    rename_values(graph, dict(zip(_often_used_first(graph, fixed), _ids(value_names(graph)), strict=False)))
+
+
+def _often_used_first(graph: GraphProto, fixed: set[str]) -> list[str]:
+    """Names that the outer graph defines and that may change."""
+    defined = [name for node in graph.node for name in node.output if name]
+    defined += [tensor.name for tensor in graph.initializer]
+    uses = Counter(name for node in all_nodes(graph) for name in node.input)
+    return sorted((name for name in defined if name not in fixed), key=lambda name: -uses[name])
+
+
+def _ids(taken: set[str]) -> Iterator[str]:
+    """Base-36 numbers that are no name yet."""
+    for number in count():
+        text = base36(number)
+        if text not in taken:
+            yield text
+
+
+def base36(number: int) -> str:
+    """`number` in digits 0-9a-z: 35 gives z, 36 gives 10."""
+    text = ""
+    while True:
+        number, digit = divmod(number, 36)
+        text = _DIGITS[digit] + text
+        if not number:
+            return text
