@@ -93,20 +93,12 @@ def _rules(given: dict[str, str | None], config: Path | None) -> tuple[Rule, ...
 
 
 def _show(checked: Checked, console: Console, *, everything: bool) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from compress_cli.render import words
+    from compress_cli.render.text import table
 
-    from compress_cli.render.gates import expected, found
-    from compress_cli.render.text import verdict
-
-    shown = [gate for gate in checked.gates if everything or gate.passed is not True]
+    shown = tuple(gate for gate in checked.gates if everything or gate.passed is not True)
     if shown:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column in ("gate", "expected", "found", "result"):
-            table.add_column(column, overflow="fold")
-        for gate in shown:
-            table.add_row(gate.name, escape(expected(gate)), found(gate), verdict(gate))
-        console.print(table)
+        console.print(table(words.gates(shown)))
     for gate in shown:
         if gate.message and gate.passed is not True:
             console.print(f"{gate.name}: {gate.message}", markup=False)

@@ -1,4 +1,4 @@
-"""The gates of a check as a terminal table, as Markdown for a pull-request comment, and as JUnit XML."""
+"""The gates of a check as Markdown for a pull-request comment, and as JUnit XML."""
 
 from __future__ import annotations
 
@@ -6,24 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from compress_cli.render.text import verdict, with_unit
+from compress_cli.render.words import expected, found, verdict
 
 if TYPE_CHECKING:
     from compress_cli.checking import Checked
     from compress_cli.report import Gate
-
-
-def expected(gate: Gate) -> str:
-    """The limit for people: `25% = 4.20 MB`."""
-    bound = "" if gate.bound is None else with_unit(gate.bound, gate.unit)
-    if not bound or gate.limit.replace(" ", "").lower() == bound.replace(" ", "").lower():
-        return f"at most {gate.limit}"
-    return f"at most {gate.limit} = {bound}"
-
-
-def found(gate: Gate) -> str:
-    """The measured value for people."""
-    return "not measured" if gate.value is None else with_unit(gate.value, gate.unit)
 
 
 def markdown(checked: Checked) -> str:

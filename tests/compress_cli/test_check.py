@@ -14,34 +14,7 @@ import pytest
 from compress_cli.app import run
 from compress_cli.gates import Found, Rule, judge
 from compress_cli.quantities import parse_limit
-from compress_cli.report import Artifact, RunReport, TaskRow
-
-
-def make_report(size: int = 4_000_000, accuracy: float = 92.0, ratio: tuple[float, float] = (0.98, 1.02)) -> RunReport:
-    return RunReport(
-        command="compress prune m.pt --sparsity 0.9",
-        config={},
-        environment={},
-        checkpoint={"path": "m.pt"},
-        method="magnitude",
-        folder="run",
-        achieved=(),
-        layers=(),
-        skipped=(),
-        complexity_before={"params": 1000, "nonzero": 1000, "macs": 5000, "sparse_macs": 5000},
-        complexity_after={"params": 1000, "nonzero": 100, "macs": 5000, "sparse_macs": 700},
-        tasks=(TaskRow("class", "top-1", "%", True, 100, {"original": 93.0, "final": accuracy}, {}),),
-        latency={
-            "latencies": [
-                {"profile": "original", "p50_ms": 10.0},
-                {"profile": "compressed", "p50_ms": 10.0 * ratio[1]},
-            ],
-            "ratio": ratio[1],
-            "ratio_low": ratio[0],
-            "ratio_high": ratio[1] + 0.1,
-        },
-        artifacts=(Artifact("original onnx", "o", 40_000_000, None), Artifact("onnx", "model.onnx", size, None)),
-    )
+from tests.reports import make_report
 
 
 @pytest.fixture
@@ -66,9 +39,9 @@ def test_a_failing_gate_comes_first_with_exit_code_1(
     code = run(["check", str(folder()), "--max-size", "25%", "--max-drop", "0.5", "-v"])
     lines = capsys.readouterr().out.splitlines()
     assert code == 1
-    assert "FAILED" in lines[1]
-    assert lines[1].startswith("max-drop")
-    assert "1.00 points" in lines[1]
+    assert "FAILED" in lines[2]
+    assert lines[2].startswith("max-drop")
+    assert "1.00 points" in lines[2]
 
 
 def test_passing_gates_are_hidden_unless_verbose(
