@@ -132,11 +132,12 @@ def _onnx_of(base: Path | None) -> Path | None:
 
 
 def _measure(original: Path | None, file: Path, threads: int) -> dict[str, Any]:
-    from profilers.latency import LatencyFailed, compare
+    from profilers.errors import MeasurementFailed
+    from profilers.latency import compare
 
     try:
         return dict(compare(original, file, threads=threads).to_dict())
-    except LatencyFailed as error:
+    except MeasurementFailed as error:
         raise InputError(f"the latency of {file} cannot be measured: {error}", "drop --max-latency") from error
 
 

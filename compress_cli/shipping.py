@@ -185,13 +185,14 @@ def _verify(call: CallableForm, path: Path, result: ExportResult) -> dict[str, A
 
 
 def _latency(session: Session, call: CallableForm, original: Path, compressed: Path) -> dict[str, Any] | None:
+    from profilers.errors import MeasurementFailed
     from profilers.latency import compare
 
     feed = {name: tensor.numpy() for name, tensor in zip(call.input_names, call.inputs, strict=True)}
     with session.stage("latency", "Measuring the latency of both ONNX files, interleaved"):
         try:
             return compare(original, compressed, inputs=feed, threads=session.config.threads).to_dict()
-        except RuntimeError as error:
+        except MeasurementFailed as error:
             session.warn(f"latency could not be measured: {error}")
             return None
 
