@@ -1,0 +1,219 @@
+"""The routine: trace both networks, solve layer by layer in execution order, keep what held-out images approve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress_cli.recovery.batchnorm import reestimate_, tracked_norms
+from compress_cli.recovery.correspondence import Correspondence, as_correspondence
+from compress_cli.recovery.images import Images, arrange
+from compress_cli.recovery.jobs import Job, make_jobs
+from compress_cli.recovery.outputs import output_error
+from compress_cli.recovery.record import LayerRecovery, RecoveryRecord
+from compress_cli.recovery.solving import Pair, solve_
+from compress_cli.recovery.stream import Stream
+from compress_cli.recovery.trace import evaluation, trace
+
+Step = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryOptions:
+    """How recovery works.
+
+    Attributes:
+        ridges: tried for every output channel, relative to the diagonal of the Gram matrix; held-out images choose.
+        holdout: share of the images that only checks.
+        batch_size: most images in work at a time.
+        rows_per_unknown: rows of the fit for each column of the patches; positions beyond are left out at random.
+        memory: bytes of values kept between layers for both networks together; what does not fit is computed again.
+        columns: largest Gram matrix; wider layers are solved in blocks.
+        sums: whether layers that end in an addition also correct its other operand.
+        batch_norms: whether re-estimated batch norms are tried.
+    """
+
+    ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    holdout: float = 0.2
+    batch_size: int = 64
+    rows_per_unknown: int = 128
+    memory: int = 2 << 30
+    columns: int = 4700
+    sums: bool = True
+    batch_norms: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.ridges or min(self.ridges) < 0:
+            raise ValueError(f"ridges must be at least one number of 0 or more, not {self.ridges}")
+        if min(self.batch_size, self.rows_per_unknown, self.columns) < 1 or self.memory < 0:
+            raise ValueError("batch_size, rows_per_unknown and columns must be at least 1, memory at least 0")
+
+
+def recover(
+    dense: nn.Module,
+    compressed: nn.Module,
+    batches: Sequence[Tensor | Sequence[Tensor]],
+    *,
+    correspondence: Correspondence | Iterable[str] | None = None,
+    seed: int = 0,
+    ridge: float | None = None,
+    holdout: float | None = None,
+    options: RecoveryOptions | None = None,
+    on_step: Step | None = None,
+) -> RecoveryRecord:
+    """Solve the weights that are left for the original's pre-activations, in place.
+
+    Zeros stay zero, shapes and names stay; biases and the means of following batch norms may change.
+
+    Args:
+        dense: the original, on the same device; not changed.
+        compressed: the same network after weights, channels or ranks were removed; changed in place.
+        batches: unlabelled images (images, ...), or tuples of the networks' positional arguments.
+        correspondence: what was removed; names of masked tensors or None where zeros and structure say it.
+        seed: of the split and of the choice of positions.
+        ridge: one ridge instead of the options' choice.
+        holdout: share of the images to check on, instead of the options'.
+        options: see `RecoveryOptions`.
+        on_step: called with (steps done, steps in all, what comes next).
+
+    Raises:
+        NoImages: fewer than 2 images.
+        CannotTrace: a network cannot be traced.
+        DoNotMatch: the two are not the same network before and after.
+    """
+    begin = time.perf_counter()
+    options = _with(options or RecoveryOptions(), ridge, holdout)
+    images = arrange(batches, options.batch_size, options.holdout, seed)
+    run = _Run(dense, compressed, images, as_correspondence(correspondence), options, seed)
+    layers = run.solve(on_step or (lambda done, total, text: None))
+    chosen, candidates = run.choose()
+    errors = dict(candidates)
+    return RecoveryRecord(
+        layers=tuple(layers),
+        skipped=tuple(run.skipped),
+        before=errors["as compressed"],
+        after=errors[chosen],
+        chosen=chosen,
+        candidates=tuple(candidates),
+        images=images.count,
+        held_out=images.held_out,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _with(options: RecoveryOptions, ridge: float | None, holdout: float | None) -> RecoveryOptions:
+    from dataclasses import replace
+
+    if ridge is not None:
+        options = replace(options, ridges=(ridge,))
+    return options if holdout is None else replace(options, holdout=holdout)
+
+
+class _Run:
+    """One recovery in progress."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        images: Images,
+        correspondence: Correspondence,
+        options: RecoveryOptions,
+        seed: int,
+    ) -> None:
+        self.compressed, self.images, self.options, self.seed = compressed, images, options, seed
+        self.device = next(compressed.parameters()).device
+        example = tuple(part.to(self.device) for part in images.batches[0])
+        original, found = trace(dense, example, "original"), trace(compressed, example, "compressed")
+        self.jobs, self.skipped = make_jobs(original, found, correspondence)
+        budget = options.memory // 2
+        self.pair = Pair(
+            Stream(original, images.batches, budget, self.device), Stream(found, images.batches, budget, self.device)
+        )
+        self.held = range(images.fitted, len(images.batches))
+        self.saved = {name: tensor.detach().clone() for name, tensor in self._changeable().items()}
+        self.first = self._error()
+
+    def _changeable(self) -> dict[str, Tensor]:
+        tensors = self.pair.compressed.traced.tensors()
+        norms = {id(buffer) for norm in tracked_norms(self.compressed) for buffer in norm.buffers()}
+        names = {job.name for job in self.jobs} | {job.offset.name for job in self.jobs if job.offset}
+        return {name: tensor for name, tensor in tensors.items() if name in names or id(tensor) in norms}
+
+    def _error(self) -> float:
+        """Error of the outputs on the held-out images, from what the streams hold."""
+        original, compressed = self.pair.original, self.pair.compressed
+        pairs = (
+            (
+                list(original.values(index, original.traced.outputs).values()),
+                list(compressed.values(index, compressed.traced.outputs).values()),
+            )
+            for index in self.held
+        )
+        return output_error(pairs)
+
+    def solve(self, on_step: Step) -> list[LayerRecovery]:
+        """Solve all layers in order."""
+        pending = list(self.jobs)
+        generator = torch.Generator().manual_seed(self.seed)
+        layers = []
+        for done, job in enumerate(self.jobs):
+            on_step(done, len(self.jobs), job.name)
+            self._settle(pending)
+            later = {node for other in pending[1:] for node in (*other.compressed_nodes, *other.original_nodes)}
+            layers.append(solve_(self.pair, job, later, self.images.fitted, self.options, generator))
+            pending.pop(0)
+        self._settle(pending)
+        on_step(len(self.jobs), len(self.jobs), "")
+        return layers
+
+    def _settle(self, pending: Sequence[Job]) -> None:
+        self.pair.original.settle({node for job in pending for node in job.original_nodes})
+        self.pair.compressed.settle({node for job in pending for node in job.compressed_nodes})
+
+    def choose(self) -> tuple[str, list[tuple[str, float]]]:
+        """Keep the candidate whose outputs are nearest to the original's on held-out images."""
+        candidates = [("as compressed", self.first), ("least squares", self._error())]
+        states = {"as compressed": self.saved, "least squares": self._copy()}
+        if self.options.batch_norms and tracked_norms(self.compressed):
+            for start, name in (("least squares", "least squares + batch norms"), ("as compressed", "batch norms")):
+                self._write(states[start])
+                reestimate_(self.compressed, self.images.batches[: self.images.fitted], self.device)
+                states[name] = self._copy()
+                candidates.append((name, self._fresh_error()))
+        chosen = min(candidates, key=lambda item: (item[1], len(item[0])))[0]
+        if dict(candidates)[chosen] >= self.first:
+            chosen = "as compressed"
+        self._write(states[chosen])
+        return chosen, candidates
+
+    def _fresh_error(self) -> float:
+        """Error of the outputs on the held-out images, from a full pass of the compressed network."""
+        stream = Stream(self.pair.compressed.traced, [self.images.batches[i] for i in self.held], 0, self.device)
+        original = self.pair.original
+        with evaluation(self.compressed):
+            pairs = (
+                (
+                    list(original.values(index, original.traced.outputs).values()),
+                    list(stream.values(place, stream.traced.outputs).values()),
+                )
+                for place, index in enumerate(self.held)
+            )
+            return output_error(pairs)
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._changeable().items()}
+
+    @torch.no_grad()
+    def _write(self, state: dict[str, Tensor]) -> None:
+        tensors: dict[str, Any] = self.pair.compressed.traced.tensors()
+        for name, value in state.items():
+            tensors[name].copy_(value)
+
+
+__all__: Collection[str] = ["RecoveryOptions", "Step", "recover"]

@@ -1,0 +1,241 @@
+"""Solving one layer: gather the normal equations from both streams, try ridges, write what held-out images approve."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from compress_cli.recovery.jobs import Job, Use
+from compress_cli.recovery.normal import NormalEquations, ridge_solutions
+from compress_cli.recovery.record import LayerRecovery
+from compress_cli.recovery.residual import depends_on, has_layout, pull_back
+from compress_cli.recovery.stream import Stream
+
+ROUNDING = 1e-12
+"""An error below this share of the targets' size is rounding: the layer is right already."""
+
+
+class Options(Protocol):
+    """The part of `RecoveryOptions` that one layer needs."""
+
+    @property
+    def ridges(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def rows_per_unknown(self) -> int: ...  # noqa: D102
+
+    @property
+    def columns(self) -> int: ...  # noqa: D102
+
+    @property
+    def sums(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two networks on the same batches."""
+
+    original: Stream
+    compressed: Stream
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The weights of one job in matrix form, float64.
+
+    Attributes:
+        matrix: (groups, columns, outputs); the last column is the offset's where there is one.
+        support: where it may be other than zero.
+    """
+
+    matrix: Tensor
+    support: Tensor
+    with_offset: bool
+
+    @property
+    def columns(self) -> int:
+        return self.matrix.shape[1] - self.with_offset
+
+
+@torch.no_grad()
+def solve_(
+    pair: Pair, job: Job, later: Collection[Node], fitted: int, options: Options, generator: torch.Generator
+) -> LayerRecovery:
+    """Solve one job and write its weights if the held-out error falls.
+
+    Args:
+        pair: both streams; values before this layer are final.
+        job: what to solve for.
+        later: operators of jobs not solved yet.
+        fitted: how many of the batches are fitted.
+        options: see `RecoveryOptions`.
+        generator: chooses positions.
+    """
+    layer = _read(pair, job)
+    corrects = [options.sums and _can_correct(pair, job, use, later) for use in job.uses]
+    old, before, after, ridge, rows = layer.matrix.clone(), None, 0.0, 0.0, 0
+    for columns in _blocks(layer, options.columns):
+        fit, held = _gather(pair, job, corrects, layer, columns, fitted, options, generator)
+        error, ridge = _improve(layer, columns, fit, held, options.ridges)
+        spread = float(held.spread().sum().clamp(min=1e-300))
+        before = error[0] / spread if before is None else before
+        after, rows = error[1] / spread, fit.rows
+    changed = bool((layer.matrix != old).any())
+    if changed:
+        _write(pair, job, layer, old)
+    return LayerRecovery(
+        name=job.name,
+        kept=changed,
+        before=before or 0.0,
+        after=after,
+        ridge=ridge,
+        corrected=any(corrects),
+        uses=len(job.uses),
+        unknowns=int(layer.support.sum()),
+        rows=rows,
+    )
+
+
+def _read(pair: Pair, job: Job) -> _Layer:
+    tensors = pair.compressed.traced.tensors()
+    geometry = job.uses[0].compressed.geometry
+    matrix = geometry.matrix(tensors[job.name].detach().double())
+    support = matrix != 0
+    if job.offset is None:
+        return _Layer(matrix, support, False)
+    groups, _, outputs = matrix.shape
+    offset = matrix.new_zeros(groups, 1, outputs)
+    if job.offset.sign > 0:
+        offset += tensors[job.offset.name].detach().double().reshape(groups, 1, outputs)
+    return _Layer(torch.cat([matrix, offset], 1), torch.cat([support, torch.ones_like(offset, dtype=torch.bool)], 1), True)
+
+
+def _can_correct(pair: Pair, job: Job, use: Use, later: Collection[Node]) -> bool:
+    """Whether the other operands of the sums are there and final, in both networks."""
+    if use.sums is None:
+        return False
+    theirs, ours = use.sums
+    if job.kept is not None and (has_layout(theirs) or has_layout(ours)):
+        return False
+    blocked = {*later, *job.compressed_nodes, *job.original_nodes}
+    return not depends_on(theirs.other, blocked) and not depends_on(ours.other, blocked)
+
+
+def _blocks(layer: _Layer, most: int) -> list[slice]:
+    """Split the columns so that no Gram matrix is larger than `most`."""
+    total = layer.matrix.shape[1]
+    number = -(-total // most)
+    step = -(-total // number)
+    return [slice(begin, min(begin + step, total)) for begin in range(0, total, step)]
+
+
+def _gather(
+    pair: Pair,
+    job: Job,
+    corrects: list[bool],
+    layer: _Layer,
+    columns: slice,
+    fitted: int,
+    options: Options,
+    generator: torch.Generator,
+) -> tuple[NormalEquations, NormalEquations]:
+    """Sum the normal equations of some columns over the fitted and over the held-out batches."""
+    matrix = layer.matrix
+    sizes = (matrix.shape[0], columns.stop - columns.start, matrix.shape[2], matrix.device)
+    fit, held = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes)
+    limit = -(-options.rows_per_unknown * matrix.shape[1] // fitted)
+    for index in range(len(pair.compressed)):
+        sums = fit if index < fitted else held
+        for use, correct in zip(job.uses, corrects, strict=True):
+            patches, targets = _rows(pair, job, use, correct, index, limit, generator)
+            if columns.start == 0 and columns.stop == matrix.shape[1]:
+                sums.add(patches, targets)
+            else:
+                sums.add(*_rest(layer, columns, patches, targets))
+    return fit, held
+
+
+def _rest(layer: _Layer, columns: slice, patches: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the patches of some columns and what the other columns leave of the targets."""
+    matrix = layer.matrix.to(patches.dtype)
+    whole = patches @ matrix[:, : layer.columns]
+    if layer.with_offset:
+        whole = whole + matrix[:, layer.columns :]
+    own = patches[:, :, columns.start : min(columns.stop, layer.columns)]
+    share = own @ matrix[:, columns.start : min(columns.stop, layer.columns)]
+    if columns.stop > layer.columns:
+        share = share + matrix[:, layer.columns :]
+    return own, targets - (whole - share)
+
+
+def _rows(
+    pair: Pair, job: Job, use: Use, correct: bool, index: int, limit: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return patches (groups, rows, columns) and targets (groups, rows, outputs) of one batch and one call."""
+    ours, theirs = use.compressed, use.original
+    wanted, wanted_theirs = [ours.input], [theirs.node]
+    if correct and use.sums is not None:
+        wanted_theirs.append(use.sums[0].other)
+        wanted.append(use.sums[1].other)
+    found, dense = pair.compressed.values(index, wanted), pair.original.values(index, wanted_theirs)
+    target = _select(dense[theirs.node], job.kept, theirs.geometry.channel_axis)
+    if correct and use.sums is not None:
+        other = _select(dense[use.sums[0].other], job.kept, theirs.geometry.channel_axis)
+        rest = (other - found[use.sums[1].other]).expand(use.sums[1].node.meta["val"].shape)
+        target = target + pull_back(pair.compressed.traced, use.sums[1], rest)
+    if job.offset is None and ours.bias is not None:
+        bias = pair.compressed.traced.tensors()[ours.bias].detach()
+        target = target - bias.reshape(-1, *(1,) * len(ours.geometry.kernel))
+    windows = ours.geometry.windows(found[ours.input])
+    places = ours.geometry.places(windows).numel()
+    chosen = None
+    if places > limit:
+        chosen = torch.randperm(places, generator=generator)[:limit].sort().values.to(windows.device)
+    return ours.geometry.rows(windows, chosen), ours.geometry.outputs(target, chosen)
+
+
+def _select(values: Tensor, kept: Tensor | None, axis: int) -> Tensor:
+    return values if kept is None else values.index_select(axis, kept.to(values.device))
+
+
+def _improve(
+    layer: _Layer, columns: slice, fit: NormalEquations, held: NormalEquations, ridges: tuple[float, ...]
+) -> tuple[tuple[float, float], float]:
+    """Replace the columns of those outputs whose held-out error falls.
+
+    Returns:
+        Held-out error before and after, and the ridge that is best for all outputs together.
+    """
+    old, support = layer.matrix[:, columns], layer.support[:, columns]
+    before = held.errors(old)  # (groups, outputs)
+    right = before <= ROUNDING * held.energy
+    if bool(right.all()):
+        return (float(before.sum()), float(before.sum())), 0.0
+    best, least = old.clone(), before.clone()
+    totals = []
+    for solution in ridge_solutions(fit, old, support, ridges):
+        errors = held.errors(solution)
+        totals.append(float(errors.sum()))
+        better = (errors < least) & ~right
+        least = torch.where(better, errors, least)
+        best = torch.where(better.unsqueeze(1), solution, best)
+    layer.matrix[:, columns] = best
+    return (float(before.sum()), float(least.sum())), ridges[totals.index(min(totals))]
+
+
+@torch.no_grad()
+def _write(pair: Pair, job: Job, layer: _Layer, old: Tensor) -> None:
+    tensors = pair.compressed.traced.tensors()
+    weight = tensors[job.name]
+    matrix = torch.where(layer.support, layer.matrix, 0.0)
+    geometry = job.uses[0].compressed.geometry
+    weight.copy_(geometry.weight(matrix[:, : layer.columns], weight))
+    if job.offset is not None:
+        offset = tensors[job.offset.name]
+        moved = (matrix - torch.where(layer.support, old, 0.0))[:, layer.columns :].reshape(offset.shape)
+        offset.add_((job.offset.sign * moved).to(offset.dtype))
