@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compress_cli.atomic import atomic_path
+from compress_cli.checking import read_report
 from compress_cli.checkpoint import LoadedModel, as_stored, load, load_module, read_tensors, save
 from compress_cli.config import RunConfig
 from compress_cli.console import Out
@@ -56,12 +58,23 @@ def run(config: RunConfig, out: Out, *, resume: bool = False, overwrite: bool = 
     method = method_named(config.method)
     method.check(config)
     with open_session(config, out, resume=resume, overwrite=overwrite) as session, working_files(session):
+        if session.recorded("done"):
+            out.info(f"{session.folder.path} holds the finished run: nothing is left to do")
+            return read_report(session.folder.path)
         job = _start(session, method)
         session.folder.write_json("config.json", config.to_dict())
         report = _run(job)
-        session.folder.write_json("report.json", report.to_dict())
-        session.folder.finish_stage("done", True)
+        _write_report(session, report)
         return report
+
+
+def _write_report(session: Session, report: RunReport) -> None:
+    from compress_cli.render.html import render
+
+    session.folder.write_json("report.json", report.to_dict())
+    with atomic_path(session.folder.file("report.html")) as temporary:
+        temporary.write_text(render([report]), encoding="utf-8")
+    session.folder.finish_stage("done", True)
 
 
 def dry_run(config: RunConfig, out: Out) -> Plan:
@@ -218,7 +231,7 @@ def _reload(job: Job) -> nn.Module:
     """The network as a user of `model.pt` gets it."""
     path = job.session.folder.file("model.pt")
     if job.loaded.architecture is not None:
-        return load_module(str(path))
+        return load_module(str(path), confirmed=job.loaded.architecture)
     module = copy.deepcopy(job.loaded.module)  # a trusted pickle: nothing but the module itself can rebuild it
     assert module is not None
     stored = read_tensors(path).tensors
