@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_cli.checkpoint import LoadedModel, RawCheckpoint, parse_architecture, parse_inputs, read_tensors
-from compress_cli.checkpoint.loading import rebuild
+from compress_cli.checkpoint.loading import rebuild, require_stored_consent
 from compress_cli.errors import CompressError
 from pruners.candidates import Candidates, candidates_in_module, candidates_in_state_dict
 
@@ -153,6 +153,8 @@ def inspect_checkpoint(
     counted = {name: _count(tensor) for name, tensor in raw.tensors.items()}
     loaded, problem = None, ""
     try:
+        if given is None and not trust_pickle:
+            require_stored_consent(file, raw)
         loaded = rebuild(file, raw, given=given, arch_args=tuple(arch_args), asked=asked)
     except CompressError as error:
         if given is not None or arch_args:

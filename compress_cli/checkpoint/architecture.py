@@ -40,7 +40,11 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Architecture:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
         return cls(str(document["reference"]), tuple(dict(document.get("args") or {}).items()))
 
     def __str__(self) -> str:
@@ -112,7 +116,7 @@ def build(architecture: Architecture, *, meta: bool = False, search_from: Path |
         InputError: the builder is unknown, fails, wants to download, or returns something else than a module.
     """
     factory = _factory(architecture.reference, search_from)
-    arguments = {**_no_download(architecture.reference, factory), **dict(architecture.args)}
+    arguments = {**dict(architecture.args), **_no_download(architecture.reference, factory)}
     with _user_code():
         module = (_call_on_meta if meta else factories.call)(factory, arguments, architecture.reference)
     if isinstance(module, nn.Module):
@@ -197,7 +201,9 @@ def _factory(reference: str, search_from: Path | None) -> Callable[..., Any]:
     if source == "timm":
         return _timm_builder(name)
     with _user_code():
-        module = factories.import_file(source, search_from) if _is_file(source) else factories.import_module(source)
+        module = (
+            factories.import_file(source, search_from) if is_file_reference(source) else factories.import_module(source)
+        )
     found = getattr(module, name, None)
     if isinstance(found, nn.Module):
         return lambda: copy.deepcopy(found)
@@ -207,7 +213,8 @@ def _factory(reference: str, search_from: Path | None) -> Callable[..., Any]:
     raise factories.missing_factory(module, source, name)
 
 
-def _is_file(source: str) -> bool:
+def is_file_reference(source: str) -> bool:
+    """Whether the part before the colon is a Python file's path rather than a module's dotted name."""
     return source.endswith(".py") or "/" in source or "\\" in source
 
 

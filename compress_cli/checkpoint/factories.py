@@ -34,8 +34,8 @@ def import_file(source: str, search_from: Path | None) -> ModuleType:
     Raises:
         InputError: not found, a syntax error, or an error while it runs.
     """
-    file = _find(source, search_from)
-    name = f"compress_arch_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    file = find_file(source, search_from)
+    name = module_name(file)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -103,8 +103,17 @@ def missing_factory(module: ModuleType, source: str, name: str) -> InputError:
     )
 
 
-def _find(source: str, search_from: Path | None) -> Path:
-    """The file, looked for here, then beside the checkpoint and in the folders above it."""
+def module_name(file: Path) -> str:
+    """The name in `sys.modules` that a factory's file is imported under."""
+    return f"compress_arch_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+
+
+def find_file(source: str, search_from: Path | None) -> Path:
+    """The file, looked for here, then in `search_from` (the checkpoint's folder) and in the folders above it.
+
+    Raises:
+        InputError: it is nowhere.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return path.resolve()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_cli.checkpoint.architecture import Architecture, build, build_uninitialised, parse_architecture
+from compress_cli.checkpoint.consent import require_consent
 from compress_cli.checkpoint.inputs import InputSpec, default_inputs, example_inputs, parse_inputs
 from compress_cli.checkpoint.matching import load_strictly
 from compress_cli.checkpoint.reading import RawCheckpoint, read_tensors
@@ -70,9 +72,13 @@ def load(
     input_shape: str | None = None,
     inputs: Sequence[str] = (),
     trust_pickle: bool = False,
+    confirmed: Architecture | None = None,
     seed: int = 0,
 ) -> LoadedModel:
     """Read a checkpoint and rebuild its network where that is possible.
+
+    confirmed: an architecture that may be built when the file stores it, although it is not a known builder
+        (`consent`); `arch` and `trust_pickle` confirm as well.
 
     Raises:
         UsageError: a malformed flag.
@@ -82,7 +88,23 @@ def load(
     asked = parse_inputs(input_shape, inputs)
     given = parse_architecture(arch, arch_args) if arch else None
     raw = read_tensors(path, trust_pickle)
+    if given is None and not trust_pickle:
+        require_stored_consent(Path(path), raw, confirmed)
     return rebuild(Path(path), raw, given=given, arch_args=tuple(arch_args), asked=asked, seed=seed)
+
+
+def require_stored_consent(file: Path, raw: RawCheckpoint, confirmed: Architecture | None = None) -> None:
+    """Check that the architecture stored in a file, if any, may be built: to be asked before `rebuild`.
+
+    Raises:
+        InputError: it is code of the file's choice (`consent`), and not the confirmed one.
+    """
+    stored = raw.document.get("architecture")
+    if not stored:
+        return
+    same = confirmed is not None and json.dumps(confirmed.to_dict()) == json.dumps(stored)
+    if not same:
+        require_consent(Architecture.from_dict(stored), file)
 
 
 def rebuild(
@@ -95,6 +117,8 @@ def rebuild(
     seed: int = 0,
 ) -> LoadedModel:
     """The second half of `load`: from a file's tensors to its network, where something says how to build it.
+
+    A stored architecture is built as it is: ask `require_stored_consent` first.
 
     Raises:
         UsageError, InputError: as `load`.

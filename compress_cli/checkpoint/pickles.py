@@ -7,7 +7,7 @@ that keeps nothing is put in their place, so that the weights can be read; the r
 
 from __future__ import annotations
 
-import pickle
+import io
 import pickletools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +46,9 @@ _PLAIN = (
     "__builtin__.set",
     "builtins.set",
 )
+
+
+_LEGACY_HEAD = 32 * 1024 * 1024  # bytes of a legacy file that hold its pickles; the weights follow
 
 
 class Inert:
@@ -87,7 +90,7 @@ def blocked_globals(file: Path) -> list[str]:
     """Names of classes and functions that unpickling would have to run, found by disassembly; runs nothing."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError):
+    except Exception:  # a legacy file, or a stranger's bytes that its disassembler stumbles over
         names = _legacy_globals(file)
     return sorted(name for name in set(names) if name not in _HARMLESS)
 
@@ -95,14 +98,15 @@ def blocked_globals(file: Path) -> list[str]:
 def _legacy_globals(file: Path) -> list[str]:
     """The same for a file of several pickles in a row, which torch's own function does not read."""
     names: set[str] = set()
-    with file.open("rb") as stream:
-        try:
-            for _ in range(4):  # magic number, protocol, system, object; the storages follow
-                for opcode, argument, _ in pickletools.genops(stream):
-                    if opcode.name == "GLOBAL":
-                        names.add(str(argument).replace(" ", "."))
-        except (ValueError, IndexError, UnicodeDecodeError, EOFError):
-            return []
+    with file.open("rb") as opened:
+        stream = io.BytesIO(opened.read(_LEGACY_HEAD))  # in memory: a damaged length must not ask for gigabytes
+    try:
+        for _ in range(4):  # magic number, protocol, system, object; the storages follow
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+    except Exception:  # not a pickle after all: nothing can be named
+        return []
     return [name for name in names if not name.startswith(_PLAIN) and not name.endswith("Storage")]
 
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from compress_cli.checkpoint import pickles
+from compress_cli.checkpoint.architecture import Architecture
+from compress_cli.checkpoint.inputs import InputSpec
 from compress_cli.checkpoint.names import versions_of, with_versions, without_prefix
 from compress_cli.checkpoint.plain_modules import library_layers, tampered_layer
 from compress_cli.checkpoint.sniff import Kind, sniff
@@ -125,7 +127,7 @@ def _from_safetensors(file: Path) -> RawCheckpoint:
         raise _damaged(file, error) from error
     if not tensors:
         raise InputError(f"{file} is a safetensors file without any tensors", _RESAVE)
-    document = _twin_document(metadata.pop("compress", "{}"))
+    document = _checked(file, _twin_document(metadata.pop("compress", "{}")))
     metadata.pop("format", None)
     return _finish(file, RawCheckpoint(Kind.SAFETENSORS, tensors, metadata=metadata, document=document))
 
@@ -139,6 +141,29 @@ def _twin_document(text: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def _checked(file: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The same document when its parts have the form that `saving` gives them.
+
+    Raises:
+        InputError: a part is damaged.
+    """
+    try:
+        for part in ("metadata", "report"):
+            dict(document.get(part) or {})
+        for plan in document.get("plans") or ():
+            dict(plan)
+        for spec in document.get("inputs") or ():
+            InputSpec.from_dict(spec)
+        if document.get("architecture"):
+            Architecture.from_dict(document["architecture"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{file} was written by compress, but what it says about its network is damaged: {error!r}",
+            "write it again",
+        ) from error
+    return document
+
+
 def _from_ours(file: Path, payload: Mapping[str, Any]) -> RawCheckpoint:
     version = payload["format_version"]
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -149,7 +174,7 @@ def _from_ours(file: Path, payload: Mapping[str, Any]) -> RawCheckpoint:
     tensors = payload.get("state_dict")
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise InputError(f"{file} was written by compress, but its state_dict is damaged", "write it again")
-    document = {name: value for name, value in payload.items() if name != "state_dict"}
+    document = _checked(file, {name: value for name, value in payload.items() if name != "state_dict"})
     kept = with_versions(tensors.items(), versions_of(tensors))
     raw = RawCheckpoint(Kind.OURS, kept, metadata=dict(document.get("metadata") or {}), document=document)
     _refuse_tensors(file, raw.tensors)
@@ -256,9 +281,13 @@ def _load_library_module(file: Path, options: dict[str, Any], blocked: list[str]
     return payload
 
 
-def _modules_in(payload: Any) -> list[nn.Module]:
-    values = [payload, *payload.values()] if isinstance(payload, Mapping) else [payload]
-    return [value for value in values if isinstance(value, nn.Module)]
+def _modules_in(payload: Any) -> Iterator[nn.Module]:
+    """Every module in nested dicts, lists and tuples."""
+    if isinstance(payload, nn.Module):
+        yield payload
+    inside = payload.values() if isinstance(payload, Mapping) else payload if isinstance(payload, (list, tuple)) else ()
+    for value in inside:
+        yield from _modules_in(value)
 
 
 def _named_in(error: Exception) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from compress_cli import options as o
 from compress_cli.console import Out
 from compress_cli.errors import UsageError
+from compress_cli.rundir import finite
 
 EPILOG = """Examples:
 
@@ -56,7 +57,7 @@ def inspect(
         inputs=input or (),
         trust_pickle=bool(trust_pickle),
     )
-    out.result(found.to_dict(), lambda console: render_checkpoint(found, console, top))
+    out.result(finite(found.to_dict()), lambda console: render_checkpoint(found, console, top))
     return 0
 
 
