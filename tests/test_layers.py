@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from compress_cli.app import VERBS, run
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {
     "pruners": {"profilers"},
@@ -50,18 +52,33 @@ def test_library_prints_nothing(library: str) -> None:
     assert calls == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["prune", "--help"], ["inspect", "--help"]])
-def test_help_does_not_import_torch(arguments: list[str]) -> None:
+def test_no_help_imports_torch() -> None:
+    calls = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
     code = (
         "import sys\n"
         "from compress_cli.app import run\n"
-        f"code = run({arguments!r})\n"
-        "heavy = {'torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)\n"
-        "sys.stderr.write(f'{code} {sorted(heavy)}')\n"
+        f"for arguments in {calls!r}:\n"
+        "    code = run(arguments)\n"
+        "    heavy = {'torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "    if code or heavy:\n"
+        "        sys.stderr.write(f'{arguments}: {code} {sorted(heavy)}\\n')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert result.stderr == "0 []"
-    assert result.stdout.strip()
+    assert result.stderr == ""
+    assert all(verb in result.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_shows_an_example_and_fits_80_columns(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert run([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"compress {verb}" in shown
+    assert "Example" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_shell_completion_does_not_import_torch() -> None:
