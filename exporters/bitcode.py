@@ -78,8 +78,9 @@ def join_planes(data: tuple[Bytes, ...], width: int, count: int) -> NDArray[np.i
 
 def gaps(positions: Array) -> NDArray[np.int64]:
     """Zeros before each of the increasing `positions`, counted from the one before."""
-    wide = positions.astype(np.int64)
-    return wide - np.concatenate([np.array([-1], np.int64), wide[:-1]]) - 1
+    wide: NDArray[np.int64] = positions.astype(np.int64)
+    distances: NDArray[np.int64] = wide - np.concatenate([np.array([-1], np.int64), wide[:-1]]) - 1
+    return distances
 
 
 def rice_bits(gap: Array, k: int) -> int:

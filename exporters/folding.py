@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
 
+from exporters import files
 from exporters.errors import BadOnnxFile, first_line
 from exporters.proto import all_nodes, subgraphs
 
@@ -49,7 +50,7 @@ def folded(path: Path, threads: int = 1) -> bool:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL  # the default
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
@@ -70,22 +71,44 @@ def evaluate_decoders(model: ModelProto, path: Path | None = None) -> dict[str, 
     names = _wanted(model.graph, nodes)
     if not names:
         return {}
-    used = {name for node in nodes for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    loose = [node for node in model.graph.node if node.op_type == "Constant" and node.output[0] in used]
-    results = [helper.make_value_info(name, TypeProto()) for name in names]
-    part = helper.make_graph([*loose, *nodes], "decoders", [], results, constants)
-    whole = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+    needed = {name for node in nodes for name in node.input}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in needed}
+    loose = {n.output[0]: n for n in model.graph.node if n.op_type == "Constant" and n.output[0] in needed}
+    size = sum(map(files.tensor_bytes, constants.values()))
+    groups = [names] if size < files.ONE_FILE_BYTES else [[name] for name in names]
+    arrays: dict[str, Array] = {}
+    for group in groups:
+        part, used = _ancestors(nodes, group)
+        heads = [loose[name] for name in used if name in loose]
+        inputs = [constants[name] for name in used if name in constants]
+        results = [helper.make_value_info(name, TypeProto()) for name in group]
+        graph = helper.make_graph([*heads, *part], "decoders", [], results, inputs)
+        whole = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+        try:
+            arrays.update(zip(group, _run(whole, group), strict=True))
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            raise BadOnnxFile(path or "", f"its weights cannot be unpacked: {first_line(error)}") from error
+    return arrays
+
+
+def _ancestors(nodes: list[NodeProto], names: list[str]) -> tuple[list[NodeProto], list[str]]:
+    """(those of `nodes` that `names` depend on, in order; every name they use)."""
+    wanted = dict.fromkeys(names)
+    part = []
+    for node in reversed(nodes):
+        if any(name in wanted for name in node.output):
+            part.append(node)
+            wanted.update(dict.fromkeys(node.input))
+    return part[::-1], list(wanted)
+
+
+def _run(model: ModelProto, names: list[str]) -> list[Array]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        arrays = session.run(list(names), {})
-    except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise BadOnnxFile(path or "", f"its weights cannot be unpacked: {first_line(error)}") from error
-    return dict(zip(names, map(np.asarray, arrays), strict=True))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(array) for array in session.run(names, {})]
 
 
 def replace_decoders(model: ModelProto, arrays: Mapping[str, Array]) -> None:

@@ -66,6 +66,13 @@ def plan_layout(tensors: Iterable[Quantized]) -> Layout:
     return Layout(tuple(blocks), tuple(zeros), tuple(dense))
 
 
+def treatment_of_zeros(nonzero: int, size: int, bits: int) -> tuple[bool, bool]:
+    """(zeros are left out of the value stream, a codebook reserves a code for zero) for a tensor before it is coded."""
+    saved = (size - nonzero) * bits - mask_entropy_bits(nonzero, size)
+    masked = saved > 8 * BLOCK_BYTES or (saved > 0 and size < JOIN_BELOW)
+    return masked, size >= GAP8_ELEMENTS or (not masked and nonzero < size)
+
+
 def _place(group: list[Quantized], blocks: list[Block], dense: list[str]) -> None:
     block = _block(tuple(group))
     if total_bytes(block) < sum(tensor.restored.nbytes for tensor in group):

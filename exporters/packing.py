@@ -20,18 +20,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from exporters import files
-from exporters.bitcode import GapIndex, mask_entropy_bits
+from exporters.bitcode import GapIndex
 from exporters.decoder import Block, Emitter, emit_block, emit_zero
 from exporters.errors import BadOnnxFile
 from exporters.folding import evaluate_decoders, folded, replace_decoders
-from exporters.layout import (
-    BLOCK_BYTES,
-    GAP8_ELEMENTS,
-    Layout,
-    bound_bytes,
-    payload_bytes,
-    plan_layout,
-)
+from exporters.layout import Layout, bound_bytes, payload_bytes, plan_layout, treatment_of_zeros
 from exporters.proto import value_names
 from exporters.shorten import shorten
 from exporters.values import VALUE_CODES, Quantized, code_bits, effective_code, positive_zero, quantize
@@ -178,7 +171,7 @@ def pack(
         return result
     if changed:
         files.check(target)
-        _compare(model, layout, target)
+        _compare(layout, target)
     return dataclasses.replace(result, folded=folded(target))
 
 
@@ -258,9 +251,7 @@ def _quantize(weight: Weight, code: str, importance: Array | None) -> Quantized:
     nonzero, size = int(np.count_nonzero(array)), array.size
     if not nonzero:
         return Quantized(weight.name, "native", array, array.reshape(-1), np.zeros(size, np.bool_))
-    saved = (size - nonzero) * code_bits(code, array.dtype) - mask_entropy_bits(nonzero, size)
-    masked = saved > 8 * BLOCK_BYTES or (saved > 0 and size < 1 << 14)
-    reserve = size >= GAP8_ELEMENTS or (not masked and nonzero < size)
+    masked, reserve = treatment_of_zeros(nonzero, size, code_bits(code, array.dtype))
     return quantize(
         weight.name, array, code, weight.channel_axis, masked=masked, reserve_zero=reserve, importance=importance
     )
@@ -332,9 +323,9 @@ def _index_name(block: Block) -> str:
     return f"rice {block.index.k}" if block.index.k else "mask"
 
 
-def _compare(model: ModelProto, layout: Layout, target: Path) -> None:
+def _compare(layout: Layout, target: Path) -> None:
     """Every tensor that the written decoders give, against what was meant to be stored, bit for bit."""
-    got = evaluate_decoders(model, target)
+    got = evaluate_decoders(files.read(target), target)
     meant = {t.name: t.restored for block in layout.blocks for t in block.tensors}
     meant.update({tensor.name: tensor.restored for tensor in layout.zeros})
     for name, array in meant.items():
