@@ -12,39 +12,46 @@ that the pairs compute what dense layers with the reconstructed weights compute.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import floor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from decomposers.alds_plan import AldsPlan, Factored
-from decomposers.errors import InfeasibleBudget, NothingToDecompose, ProofFailed
-from decomposers.factorize import (
-    Factors,
-    build_pair,
-    dense_twin,
-    halves,
-    prove_layer,
-    reconstruct,
-    svd_factors,
-    write_factors,
-)
+from decomposers.errors import InfeasibleBudget, NothingToDecompose
 from decomposers.folding import Form, rank_limit
 from decomposers.layers import Layer, Skipped, Structure, factored_activations, find_layers, weight_of
-from decomposers.observe import Inputs, evaluating, owners, run
+from decomposers.moments import Moments, collect_moments, patches_supported
+from decomposers.observe import Inputs
 from decomposers.options import AldsOptions
+from decomposers.output_error import DATA_GROUPS, output_curve
 from decomposers.solvers import Choices, Infeasible, Solution, frontier, minimise_max, minimise_sum
-from decomposers.spectra import Floats, SpectraCache, gram, spectra, weight_hash
+from decomposers.spectra import Floats, SpectraCache, spectra, weight_hash
+from decomposers.surgery import Pair, Proof, apply_, pairs, prove, restructure_, with_true_errors
 from decomposers.tables import QUANTITIES, Quantity, Table, Timings, build_table, costs_of
 
 UNITS = {"params": "params", "macs": "MACs", "bytes": "bytes", "ms": "ms"}
-NETWORK_TOLERANCE = 1e-3
+
+__all__ = [
+    "AldsOptions",
+    "AldsPlan",
+    "Analysis",
+    "Pair",
+    "Proof",
+    "analyse",
+    "apply_",
+    "choose",
+    "error_curve",
+    "pairs",
+    "plan",
+    "prove",
+    "restructure_",
+    "with_true_errors",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +64,7 @@ class Analysis:
         options: those the tables were made for.
         item_sizes: bytes of one weight of every layer.
         bytes_total: bytes of all parameters and buffers.
+        moments: of every layer by name, where the options measure the error on images; `apply_` needs them.
     """
 
     structure: Structure
@@ -64,6 +72,7 @@ class Analysis:
     options: AldsOptions
     item_sizes: tuple[int, ...]
     bytes_total: int
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
 
 def analyse(
@@ -71,6 +80,7 @@ def analyse(
     example_inputs: Inputs,
     options: AldsOptions | None = None,
     *,
+    images: Sequence[Inputs] = (),
     cache: Path | None = None,
     device: torch.device | str | None = None,
 ) -> Analysis:
@@ -80,6 +90,7 @@ def analyse(
         model: not changed.
         example_inputs: a tensor, a sequence of arguments or a mapping of keyword arguments.
         options: see `AldsOptions`.
+        images: unlabelled batches, for the errors that are measured on images.
         cache: .npz file in which spectra are kept by weight hash; read if it exists, and written.
         device: where the spectra are computed; by default where the weights are.
 
@@ -87,29 +98,56 @@ def analyse(
         NothingToDecompose: no layer can be replaced.
         NoMatch: a pattern of the options fits no layer.
         BadWeights: a weight is not finite.
+        ValueError: the options need images and there are none.
     """
     options = options or AldsOptions()
     structure = find_layers(model, example_inputs, options.ignore, options.only)
     if not structure.layers:
         raise NothingToDecompose(tuple(f"{item.name}: {item.reason}" for item in structure.skipped))
+    moments: dict[str, Moments] = {}
+    if options.needs_images:
+        moments = collect_moments(model, structure.layers, images, options.max_groups)
     store = SpectraCache(cache)
-    tables = tuple(_table(model, layer, options, store, device) for layer in structure.layers)
+    tables = tuple(
+        _table(weight_of(model, layer), layer, options, moments.get(layer.name), store, device)
+        for layer in structure.layers
+    )
     store.save()
     sizes = tuple(weight_of(model, layer).element_size() for layer in structure.layers)
     tensors = [*model.parameters(), *model.buffers()]
-    return Analysis(structure, tables, options, sizes, sum(t.numel() * t.element_size() for t in tensors))
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return Analysis(structure, tables, options, sizes, total, moments)
 
 
 def _table(
-    model: nn.Module, layer: Layer, options: AldsOptions, store: SpectraCache, device: torch.device | str | None
+    weight: torch.Tensor,
+    layer: Layer,
+    options: AldsOptions,
+    moments: Moments | None,
+    store: SpectraCache,
+    device: torch.device | str | None,
 ) -> Table:
-    weight, limit = weight_of(model, layer), options.limit(linear=not layer.shape.kernel)
-    key = weight_hash(weight, layer.shape, options.schemes, limit)
-    found = store.get(key)
+    limit = _limit(layer, options)
+    key = weight_hash(weight, layer.shape, options.schemes, limit) if store.path else ""
+    found = store.get(key) if key else None
     if found is None:
         found = spectra(weight.to(device or weight.device), layer.shape, options.schemes, limit)
-        store.put(key, found)
-    return build_table(layer, found, limit)
+        if key:
+            store.put(key, found)
+    if moments is None:
+        return build_table(layer, found, limit)
+    centred = options.error == "variance"
+    return build_table(
+        layer, found, limit, lambda k: output_curve(weight, layer.shape, k, moments, centred), new_bias=centred
+    )
+
+
+def _limit(layer: Layer, options: AldsOptions) -> int | None:
+    """Return the largest number of slices tried for a layer; None for no limit."""
+    limit = options.limit(linear=not layer.shape.kernel)
+    if not options.needs_images:
+        return limit
+    return min(limit or DATA_GROUPS, DATA_GROUPS) if patches_supported(layer) else 1
 
 
 def errors_of(table: Table, options: AldsOptions) -> Floats:
@@ -120,7 +158,7 @@ def errors_of(table: Table, options: AldsOptions) -> Floats:
         return _rank_removed(table)
     squared = table.frobenius if options.error == "fro" else table.output
     if squared is None:
-        raise ValueError("the error `output` needs images")
+        raise ValueError(f"the error {options.error} was not measured: the table was made without images")
     return squared if options.objective == "sum" else np.sqrt(squared)
 
 
@@ -156,13 +194,16 @@ def plan(
     budget: float,
     total: float | None = None,
     timings: Timings | None = None,
+    images: Sequence[Inputs] = (),
     cache: Path | None = None,
 ) -> AldsPlan:
-    """Look at a model and choose a form for every layer; see `analyse` and `choose`."""
-    analysis = analyse(model, example_inputs, options, cache=cache)
-    return with_true_errors(
-        choose(analysis, cost=cost, budget=budget, total=total, timings=timings), model
-    )
+    """Look at a model and choose a form for every layer; see `analyse` and `choose`.
+
+    A plan whose error is measured on images is applied with the moments of the analysis: use the two steps then.
+    """
+    analysis = analyse(model, example_inputs, options, images=images, cache=cache)
+    chosen = choose(analysis, cost=cost, budget=budget, total=total, timings=timings)
+    return with_true_errors(chosen, model, analysis.moments)
 
 
 def choose(
@@ -190,9 +231,7 @@ def choose(
     """
     if cost not in QUANTITIES:
         raise ValueError(f"cost must be one of {', '.join(QUANTITIES)}, not {cost!r}")
-    costs = [
-        costs_of(t, cost, size, timings) for t, size in zip(analysis.tables, analysis.item_sizes, strict=True)
-    ]
+    costs = [costs_of(t, cost, size, timings) for t, size in zip(analysis.tables, analysis.item_sizes, strict=True)]
     dense = float(sum(column[0] for column in costs))
     total = _own_total(analysis, cost, dense) if total is None else total
     choices = [
@@ -246,7 +285,7 @@ def _write(
             reason = "the budget leaves it as it is" if len(options.rows) > 1 else "no form of it is smaller"
             kept.append(Skipped(table.layer.name, reason))
             continue
-        layers.append(_factored(table, row))
+        layers.append(_factored(table, row, analysis.options))
         saved_weights += int(table.weights[0] - table.weights[row])
         saved_macs += int(table.macs[0] - table.macs[row])
     macs = int(total) if cost == "macs" else structure.macs
@@ -263,11 +302,11 @@ def _write(
         kept=tuple(kept),
         skipped=structure.skipped,
         warnings=tuple(_warnings(layers)),
-        options={**asdict(analysis.options)},
+        options={key: list(v) if isinstance(v, tuple) else v for key, v in asdict(analysis.options).items()},
     )
 
 
-def _factored(table: Table, row: int) -> Factored:
+def _factored(table: Table, row: int, options: AldsOptions) -> Factored:
     layer, form = table.layer, table.form(row)
     if form is None:
         raise ValueError(f"{layer.name}: row 0 is the dense layer")
@@ -279,12 +318,13 @@ def _factored(table: Table, row: int) -> Factored:
         tied=layer.tied,
         kind=layer.kind,
         weight_shape=(size[0], size[1] // shape.groups, *shape.kernel),
-        bias=layer.bias,
+        bias=layer.bias or options.error == "variance",
         scheme=form.scheme,
         groups=form.groups,
         rank=form.rank,
         score=float(table.score[row]),
-        error=float(table.score[row]) if form.groups == 1 else None,
+        minimised=float(errors_of(table, options)[row]),
+        error=float(table.score[row]) if form.groups == 1 and not options.needs_images else None,
         weights_before=int(table.weights[0]),
         weights_after=int(table.weights[row]),
         macs_before=int(table.macs[0]),
@@ -301,15 +341,3 @@ def _warnings(layers: list[Factored]) -> list[str]:
         f"{grouped} layers get grouped encoders, which save size and MACs but often no time;"
         " limit the groups to 1 where latency is the goal"
     ]
-
-
-def with_true_errors(plan: AldsPlan, model: nn.Module) -> AldsPlan:
-    """Return the plan with the true relative error in the spectral norm of every layer's SVD factors."""
-    layers = tuple(
-        layer if layer.error is not None else _replaced(layer, error=_true_error(model, layer)) for layer in plan.layers
-    )
-    return _replaced(plan, layers=layers)
-
-
-def _replaced(item: Any, **changes: Any) -> Any:
-    return copy.replace(item, **changes) if hasattr(copy, "replace") else __import__("dataclasses").replace(item, **changes)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from decomposers.errors import BadPlan, PlanMismatch
-from decomposers.folding import Form
+from decomposers.folding import SCHEMES, Form
 from decomposers.layers import Skipped
+from decomposers.options import NEED_IMAGES
 
 SCHEMA_VERSION = 1
 METHOD = "alds"
@@ -29,8 +30,9 @@ class Factored:
         groups: k, slices of input channels.
         rank: j, per slice.
         score: e_k[j], the largest sigma_{j+1} of a slice relative to sigma_1 of the weight. No bound of the error.
-        error: true relative error of the weight in the spectral norm with factors from the SVD; None if not computed.
-        weights_before, weights_after: without bias.
+        minimised: what the plan minimises, of this layer: the score, or a relative error of the weight or the output.
+        error: true relative error of the weight in the spectral norm with the plan's factors; None if not computed.
+        weights_before, weights_after: without bias, but with one that the decoder gets where the layer had none.
         macs_before, macs_after: for the example inputs.
         activations: values between the two halves, per sample.
     """
@@ -45,6 +47,7 @@ class Factored:
     groups: int
     rank: int
     score: float
+    minimised: float
     error: float | None
     weights_before: int
     weights_after: int
@@ -82,6 +85,7 @@ class AldsPlan:
         layers: those that become two.
         kept: layers that could be decomposed and stay dense.
         skipped: layers that cannot be decomposed.
+        warnings: what the user should know.
         options: those the plan was made with.
     """
 
@@ -104,13 +108,28 @@ class AldsPlan:
         """Largest score of all layers."""
         return max((layer.score for layer in self.layers), default=0.0)
 
+    @property
+    def max_minimised(self) -> float:
+        """Largest value of what the plan minimises."""
+        return max((layer.minimised for layer in self.layers), default=0.0)
+
+    @property
+    def error(self) -> str:
+        """What the plan minimises, see `AldsOptions`."""
+        return str(self.options.get("error", "score"))
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether its factors come from moments over images."""
+        return self.error in NEED_IMAGES
+
     def applies_to(self, model: nn.Module) -> None:
         """Check that every planned layer is there, with the planned class, sizes and shared names.
 
         Raises:
             PlanMismatch: listing every difference.
         """
-        problems = tuple(problem for layer in self.layers for problem in _differences(layer, model))
+        problems = tuple(problem for layer in self.layers for problem in _differences(layer, model, self.error))
         if problems:
             raise PlanMismatch(problems)
 
@@ -125,7 +144,7 @@ class AldsPlan:
         for name in ("layers", "kept", "skipped"):
             document[name] = [_listed(asdict(item)) for item in document[name]]
         document["warnings"] = list(self.warnings)
-        document["options"] = _listed(dict(self.options))
+        document["options"] = dict(self.options)
         return document
 
     @classmethod
@@ -159,10 +178,16 @@ def _factored(document: Mapping[str, Any]) -> Factored:
     values = dict(document)
     for name in ("aliases", "tied", "weight_shape"):
         values[name] = tuple(values[name])
-    return Factored(**values)
+    found = Factored(**values)
+    if not isinstance(found.name, str) or not isinstance(found.bias, bool):
+        raise ValueError(f"a layer with name {found.name!r} and bias {found.bias!r}")
+    numbers = (found.scheme, found.groups, found.rank, *found.weight_shape)
+    if any(type(number) is not int for number in numbers) or found.scheme not in SCHEMES or min(numbers[1:]) < 1:
+        raise ValueError(f"{found.name}: scheme, groups, rank and sizes are {numbers}")
+    return found
 
 
-def _differences(layer: Factored, model: nn.Module) -> Iterator[str]:
+def _differences(layer: Factored, model: nn.Module, error: str) -> Iterator[str]:
     try:
         module: Any = model.get_submodule(layer.name)
     except AttributeError:
@@ -174,6 +199,8 @@ def _differences(layer: Factored, model: nn.Module) -> Iterator[str]:
         return
     if tuple(weight.shape) != layer.weight_shape:
         yield f"{layer.name} has a weight of {tuple(weight.shape)}, planned for {layer.weight_shape}"
+    if layer.bias != (module.bias is not None or error == "variance"):
+        yield f"{layer.name} has {'no' if module.bias is None else 'a'} bias, planned for the opposite"
     for name in (*layer.aliases, *layer.tied):
         other = dict(model.named_modules(remove_duplicate=False)).get(name)
         if other is None:
@@ -192,6 +219,8 @@ def _lines(plan: AldsPlan) -> Iterator[str]:
     )
     yield f"params {plan.params_before:,} -> {plan.params_after:,}, MACs {plan.macs_before:,} -> {plan.macs_after:,}"
     yield f"{len(plan.layers)} layers become two; the score is no bound of the error, the bound is sqrt(k) x score"
+    if plan.error != "score":
+        yield f"chosen by the error `{plan.error}`, at most {plan.max_minimised:.4f}"
     for layer in plan.layers:
         true = "" if layer.error is None else f", true error {layer.error:.4f}"
         same = f" (also {', '.join(layer.names[1:])})" if len(layer.names) > 1 else ""

@@ -25,6 +25,7 @@ from decomposers.folding import (
     matrix_sizes,
     unfold,
 )
+from decomposers.spectra import CHUNK, gram
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -81,15 +82,22 @@ def svd_factors(weight: Tensor, shape: LayerShape, form: Form, name: str = "weig
     """
     if not bool(torch.isfinite(weight).all()):
         raise BadWeights(name, "holds values that are not finite")
-    matrices = fold(weight.detach().double(), shape, form.scheme, form.groups)  # (G k, rows, columns)
+    matrices = fold(weight.detach(), shape, form.scheme, form.groups)  # (G k, rows, columns)
     wide = matrices.shape[1] <= matrices.shape[2]
     side = matrices if wide else matrices.mT
-    values, vectors = torch.linalg.eigh(side @ side.mT)
+    values, vectors = torch.linalg.eigh(gram(side))
     basis = vectors.flip(-1)[..., : form.rank]  # (G k, small side, j), largest first
     scale = values.flip(-1)[..., : form.rank].clamp(min=0).pow(0.25)  # S^1/2 of each slice
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    near, far = basis * scale.unsqueeze(-2), inverse.unsqueeze(-1) * (basis.mT @ side)
+    near, far = basis * scale.unsqueeze(-2), inverse.unsqueeze(-1) * _project(basis, side)
     return Factors(far, near) if wide else Factors(near.mT.contiguous(), far.mT.contiguous())
+
+
+def _project(basis: Tensor, side: Tensor) -> Tensor:
+    """Return basis' side in float64, converting some columns of a large matrix at a time."""
+    width = max(1, CHUNK // (side.shape[0] * side.shape[1]))
+    parts = [basis.mT @ side[..., start : start + width].double() for start in range(0, side.shape[2], width)]
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
 def _per_axis(value: Any, axes: tuple[int, ...], count: int, neutral: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from decomposers.errors import BadWeights
 from decomposers.factorize import SUPPORTED, shape_of
@@ -129,9 +130,7 @@ class Structure:
     macs: int
 
 
-def find_layers(
-    model: nn.Module, inputs: Inputs, ignore: Sequence[str] = (), only: Sequence[str] = ()
-) -> Structure:
+def find_layers(model: nn.Module, inputs: Inputs, ignore: Sequence[str] = (), only: Sequence[str] = ()) -> Structure:
     """Return the layers that can be replaced, and everything with a matrix that cannot.
 
     Args:
@@ -196,6 +195,8 @@ def _reason(
         return "not among the layers asked for"
     if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
         return "its weight is computed from other parameters (weight norm or another parametrization)"
+    if isinstance(module, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear)):
+        return "attention reads its projection weights directly, a pair of layers has no such weight"
     if type(module) not in SUPPORTED:
         plain = "a subclass of a plain layer" if isinstance(module, SUPPORTED) else "no convolution or linear layer"
         return f"{kind} is {plain}"

@@ -8,10 +8,11 @@ from typing import Literal
 from decomposers.folding import SCHEMES
 
 Objective = Literal["max", "sum"]
-Error = Literal["score", "fro", "output", "rank"]
+Error = Literal["score", "fro", "output", "variance", "rank"]
 Method = Literal["alds", "svd", "svd-energy", "pca"]
 OBJECTIVES: tuple[Objective, ...] = ("max", "sum")
-ERRORS: tuple[Error, ...] = ("score", "fro", "output", "rank")
+ERRORS: tuple[Error, ...] = ("score", "fro", "output", "variance", "rank")
+NEED_IMAGES: tuple[Error, ...] = ("output", "variance")
 METHODS: tuple[Method, ...] = ("alds", "svd", "svd-energy", "pca")
 
 
@@ -30,7 +31,7 @@ class AldsOptions:
         default="score",
         metadata={
             "help": "score: the paper's; fro: relative Frobenius norm; output: of the layer's output on images;"
-            " rank: share of the rank removed"
+            " variance: of its deviation from the mean (PCA); rank: share of the rank removed"
         },
     )
     schemes: tuple[int, ...] = field(default=(0,), metadata={"help": "folding schemes to choose from, 0 to 3"})
@@ -54,6 +55,16 @@ class AldsOptions:
         if self.max_groups is not None and self.max_groups < 1:
             raise ValueError(f"max_groups must be 1 or more, not {self.max_groups}")
 
+        if self.needs_images and self.schemes != (0,):
+            raise ValueError(f"the error {self.error} is defined for scheme 0 only, not {self.schemes!r}")
+        if self.error == "variance" and self.max_groups != 1:
+            raise ValueError("the error variance is defined for one slice only: set max_groups to 1")
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the error is measured on images."""
+        return self.error in NEED_IMAGES
+
     def limit(self, linear: bool) -> int | None:
         """Return the largest number of slices of a convolution or a linear layer; None for no limit."""
         return 1 if linear and not self.linear_groups else self.max_groups
@@ -68,7 +79,7 @@ def options_of(method: Method, ignore: tuple[str, ...] = (), only: tuple[str, ..
     Raises:
         ValueError: an unknown method.
     """
-    errors: dict[str, Error] = {"alds": "score", "svd": "rank", "svd-energy": "fro", "pca": "output"}
+    errors: dict[str, Error] = {"alds": "score", "svd": "rank", "svd-energy": "fro", "pca": "variance"}
     if method not in errors:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if method == "alds":

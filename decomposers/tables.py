@@ -27,11 +27,11 @@ class Table:
     Attributes:
         layer: whose options they are.
         forms: (rows, 3) scheme, groups, rank.
-        weights: of the whole layer, without bias.
+        weights: of the whole layer, without bias, but with one that the decoder gets where the layer has none.
         macs: of all calls in one forward pass of the example inputs.
         score: e_k[j], see `spectra`.
         frobenius: squared Frobenius norm of what is lost, relative to the weight's.
-        output: squared error of the layer's output on images, relative to the output's power; None without images.
+        output: squared error of the layer's output on images, relative to its power or variance; None without images.
     """
 
     layer: Layer
@@ -64,40 +64,62 @@ class Table:
         rows = keep.copy()
         rows[0] = True
         output = None if self.output is None else self.output[rows]
-        parts = (self.forms, self.weights, self.macs, self.score, self.frobenius)
-        return Table(self.layer, *(part[rows] for part in parts), output)
+        columns = (self.forms[rows], self.weights[rows], self.macs[rows], self.score[rows], self.frobenius[rows])
+        return Table(self.layer, *columns, output)
 
 
-def build_table(layer: Layer, found: tuple[Spectrum, ...], max_groups: int | None = None) -> Table:
+OutputCurve = Callable[[int], Floats]
+"""Number of slices -> squared error of the output at ranks 0 .. r, for scheme 0."""
+
+
+def build_table(
+    layer: Layer,
+    found: tuple[Spectrum, ...],
+    max_groups: int | None = None,
+    output: OutputCurve | None = None,
+    new_bias: bool = False,
+) -> Table:
     """List every form of a layer that has fewer weights than the dense layer and no more MACs.
 
     A linear layer whose input is not (batch, features) has one slice only: a grouped form would need a reshape that
     only fits two axes.
+
+    Args:
+        layer: whose forms they are.
+        found: its spectra.
+        max_groups: largest number of slices.
+        output: errors of the output, where they were measured; all spectra must be of scheme 0 then.
+        new_bias: the decoder gets a bias that the layer does not have; it counts as weights.
     """
     flat = bool(layer.shape.kernel) or all(len(call.inputs) == 2 for call in layer.calls)
     limit = max_groups if flat else 1
+    extra = layer.shape.out_channels if new_bias and not layer.bias else 0
     parts = [_dense_rows(layer)]
     for spectrum in found:
         if limit is None or spectrum.groups <= limit:
-            parts.append(_rows(layer, spectrum))
+            parts.append(_rows(layer, spectrum, extra, output))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Table(layer, columns[0], columns[1], columns[2], columns[3], columns[4])
+    errors = columns[5] if output is not None else None
+    return Table(layer, columns[0], columns[1], columns[2], columns[3], columns[4], errors)
 
 
-def _dense_rows(layer: Layer) -> tuple[Ints, Ints, Ints, Floats, Floats]:
+def _dense_rows(layer: Layer) -> tuple[Ints, Ints, Ints, Floats, Floats, Floats]:
     zero = np.zeros(1)
-    return np.array([[0, 1, 0]]), np.array([layer.shape.weights]), np.array([layer.macs]), zero, zero
+    return np.array([[0, 1, 0]]), np.array([layer.shape.weights]), np.array([layer.macs]), zero, zero, zero
 
 
-def _rows(layer: Layer, spectrum: Spectrum) -> tuple[Ints, Ints, Ints, Floats, Floats]:
+def _rows(
+    layer: Layer, spectrum: Spectrum, extra: int, output: OutputCurve | None
+) -> tuple[Ints, Ints, Ints, Floats, Floats, Floats]:
     """Return the columns of one (scheme, k): both costs are linear in the rank."""
     unit = Form(spectrum.scheme, spectrum.groups, 1)
     ranks = np.arange(1, len(spectrum.score))
-    weights, macs = ranks * factored_weights(layer.shape, unit), ranks * factored_macs(layer, unit)
+    weights, macs = ranks * factored_weights(layer.shape, unit) + extra, ranks * factored_macs(layer, unit)
     smaller = (weights < layer.shape.weights) & (macs <= layer.macs)
     ranks, weights, macs = ranks[smaller], weights[smaller], macs[smaller]
     forms = np.stack([np.full_like(ranks, spectrum.scheme), np.full_like(ranks, spectrum.groups), ranks], 1)
-    return forms, weights, macs, spectrum.score[ranks], spectrum.frobenius[ranks]
+    errors = spectrum.frobenius if output is None else output(spectrum.groups)
+    return forms, weights, macs, spectrum.score[ranks], spectrum.frobenius[ranks], errors[ranks]
 
 
 def costs_of(table: Table, quantity: Quantity, item_size: int = 4, timings: Timings | None = None) -> Floats:
