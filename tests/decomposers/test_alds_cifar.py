@@ -192,11 +192,10 @@ def test_spectrum_oracles(shared_data: Path) -> None:
         assert score[1:5] == pytest.approx(scores, abs=6e-7)
 
 
-def test_decomposed_network_is_proved_and_counted(model: nn.Module, analysis: alds.Analysis, shared_data: Path) -> None:
-    depth = 20 if analysis.structure.params < 500_000 else 56
-    plan = alds.choose(analysis, budget=analysis.structure.params * 0.5)
-    small = cifar_resnet(depth, shared_data)
+def test_decomposed_network_is_proved_and_counted(shared_data: Path) -> None:
+    model, small = cifar_resnet(20, shared_data), cifar_resnet(20, shared_data)
+    plan = alds.plan(model, EXAMPLE, budget=134_861)
     alds.apply_(small, plan)
     assert alds.prove(model, small, plan, EXAMPLE + 0.5).network < 1e-4
-    assert sum(parameter.numel() for parameter in small.parameters()) == plan.params_after
+    assert sum(parameter.numel() for parameter in small.parameters()) == plan.params_after <= 134_861
     assert counted_macs(small, EXAMPLE) == plan.macs_after
