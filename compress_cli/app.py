@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("compress_cli.commands.export:export", "Write a model as a verified ONNX file."),
     "check": ("compress_cli.commands.check:check", "Compare a run or an ONNX file with limits; for CI."),
     "report": ("compress_cli.commands.report:report", "A finished run as text, JSON, Markdown or HTML."),
+    "sweep": ("compress_cli.commands.sweep:sweep", "Several methods at several budgets, and the best of them."),
     "inspect": ("compress_cli.commands.inspect:inspect", "What is in a checkpoint or a run folder."),
     "plan": ("compress_cli.commands.plan:plan", "Dry run of prune: what would change, layer by layer."),
     "unpack": (

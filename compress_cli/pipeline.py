@@ -24,7 +24,7 @@ from compress_cli.quality import Quality, open_quality
 from compress_cli.report import RunReport
 from compress_cli.reporting import Facts, assemble
 from compress_cli.scores import Scores
-from compress_cli.session import Session, open_session
+from compress_cli.session import Session, Shared, open_session
 from compress_cli.shipping import Shipment, can_ship, export_original, ship, working_files
 from compress_cli.weight_names import file_names, stored_tensors
 
@@ -49,15 +49,20 @@ class Job:
     scores: Scores
 
 
-def run(config: RunConfig, out: Out, *, resume: bool = False, overwrite: bool = False) -> RunReport:
+def run(
+    config: RunConfig, out: Out, *, resume: bool = False, overwrite: bool = False, shared: Shared | None = None
+) -> RunReport:
     """Carry out one configuration in its run folder and return the report (also written as `report.json`).
+
+    `shared`: what other runs on the same original have computed already (a sweep).
 
     Raises:
         CompressError: with the exit code of design.md section 4; no half-written file is left.
     """
     method = method_named(config.method)
     method.check(config)
-    with open_session(config, out, resume=resume, overwrite=overwrite) as session, working_files(session):
+    opened = open_session(config, out, resume=resume, overwrite=overwrite, shared=shared)
+    with opened as session, working_files(session):
         if session.recorded("done"):
             out.info(f"{session.folder.path} holds the finished run: nothing is left to do")
             return read_report(session.folder.path)
@@ -89,7 +94,7 @@ def _start(session: Session, method: Method) -> Job:
     loaded = _load(session, method)
     torch.manual_seed(session.config.seed)
     with session.stage("data"):
-        quality = open_quality(session, loaded)
+        quality = session.shared.once("quality", lambda: open_quality(session, loaded))
     return Job(session, method, loaded, file_names(loaded), quality, Scores(session, quality))
 
 
@@ -120,8 +125,11 @@ def _load(session: Session, method: Method) -> LoadedModel:
 def _run(job: Job) -> RunReport:
     session, method, loaded = job.session, job.method, job.loaded
     job.scores.take("original", loaded.module)
-    facts = Facts(complexity_before=_complexity(job, loaded.module))
-    original = export_original(session, loaded) if can_ship(session, loaded) else None
+    shared = session.shared
+    facts = Facts(complexity_before=shared.once("complexity", lambda: _complexity(job, loaded.module)))
+    original = None
+    if can_ship(session, loaded):
+        original = shared.once("original onnx", lambda: export_original(session, loaded))
 
     with session.stage("plan", "Planning"):
         plan = method.plan(session, loaded, job.quality)

@@ -31,8 +31,13 @@ class Scores:
         if recorded is not None:
             self._by_stage[stage] = {name: Score(**fields) for name, fields in recorded.items()}
             return
-        with self._session.stage("evaluate", f"Evaluating: {stage}"):
-            found = self._by_stage[stage] = self._quality.evaluate(module)
+        quality, session = self._quality, self._session
+        with session.stage("evaluate", f"Evaluating: {stage}"):
+            if stage == "original":
+                found = session.shared.once("original scores", lambda: quality.evaluate(module))
+            else:
+                found = quality.evaluate(module)
+            self._by_stage[stage] = found
         self._session.out.info("  " + ", ".join(f"{name} {score.value:.2f}" for name, score in found.items()))
         record: dict[str, Any] = {name: dataclasses.asdict(score) for name, score in found.items()}
         self._session.folder.finish_stage(f"scores {stage}", record)

@@ -6,11 +6,11 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from compress_cli.config import RunConfig
 from compress_cli.console import Out
@@ -24,13 +24,37 @@ class Interrupted(CompressError):
     exit_code = EXIT_INTERRUPTED
 
 
+T = TypeVar("T")
+
+
+class Shared:
+    """What several runs on one original may share: decoded data, its scores, its ONNX file, spectra.
+
+    `folder` holds files that outlive a single run of a sweep; None for a run of its own.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._values: dict[str, Any] = {}
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """The value called `name`, computed at the first call."""
+        if name not in self._values:
+            self._values[name] = compute()
+        found: T = self._values[name]
+        return found
+
+
 class Session:
     """One run in progress."""
 
-    def __init__(self, config: RunConfig, out: Out, folder: RunFolder | None, *, resume: bool) -> None:
+    def __init__(
+        self, config: RunConfig, out: Out, folder: RunFolder | None, *, resume: bool, shared: Shared | None = None
+    ) -> None:
         self.config = config
         self.out = out
         self.resume = resume
+        self.shared = shared or Shared()
         self._folder = folder
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -76,7 +100,9 @@ def command_line() -> str:
 
 
 @contextmanager
-def open_session(config: RunConfig, out: Out, *, resume: bool, overwrite: bool) -> Iterator[Session]:
+def open_session(
+    config: RunConfig, out: Out, *, resume: bool, overwrite: bool, shared: Shared | None = None
+) -> Iterator[Session]:
     """Hold the run folder for one run; on Ctrl-C or SIGTERM say how to resume; on failure leave no empty folder.
 
     Raises:
@@ -91,7 +117,7 @@ def open_session(config: RunConfig, out: Out, *, resume: bool, overwrite: bool) 
         config = _same_configuration(config, folder) if resume else config
         try:
             with _sigterm_as_interrupt():
-                yield Session(config, out, folder, resume=resume)
+                yield Session(config, out, folder, resume=resume, shared=shared)
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted; the last good state is in {path}", _resume_command(path)) from error
         finally:

@@ -99,7 +99,8 @@ def export_original(session: Session, loaded: LoadedModel) -> ExportResult:
 
 def _work_file(session: Session, role: str) -> Path:
     """A file that is called `model.onnx` already: what refers to it (external data) survives the move."""
-    folder = session.folder.file(WORK) / role
+    keep = session.shared.folder if role == "original" else None
+    folder = (keep or session.folder.file(WORK)) / role
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "model.onnx"
 
@@ -139,7 +140,9 @@ def ship(session: Session, loaded: LoadedModel, module: nn.Module, original: Exp
     if not config.bench:
         session.note("latency not measured: --no-bench")
     artifacts = (
-        _artifact("original onnx", original.path, "original, exported by compress"),
+        session.shared.once(
+            "original size", lambda: _artifact("original onnx", original.path, "original, exported by compress")
+        ),
         _artifact("onnx", target, target.name),
         *([dense] if packing is not None else []),
     )
@@ -205,10 +208,11 @@ def _artifact(role: str, path: Path, name: str) -> Artifact:
 def checkpoint_artifacts(session: Session, loaded: LoadedModel) -> tuple[Artifact, ...]:
     """Sizes of the original checkpoint and of the written `model.pt` (and its twin)."""
     with session.stage("gzip"):
-        rows = [_artifact("original checkpoint", loaded.path, loaded.path.name)]
-        for role, name in (("checkpoint", "model.pt"), ("safetensors", "model.safetensors")):
-            if session.folder.file(name).exists():
-                rows.append(_artifact(role, session.folder.file(name), name))
+        name = loaded.path.name
+        rows = [session.shared.once("checkpoint size", lambda: _artifact("original checkpoint", loaded.path, name))]
+        for role, file in (("checkpoint", "model.pt"), ("safetensors", "model.safetensors")):
+            if session.folder.file(file).exists():
+                rows.append(_artifact(role, session.folder.file(file), file))
     return tuple(rows)
 
 

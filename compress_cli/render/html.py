@@ -20,6 +20,7 @@ from compress_cli.render import words
 
 if TYPE_CHECKING:
     from compress_cli.report import RunReport
+    from compress_cli.sweeping import Result
 
 INK = "#010203"  # drawn in this colour, shown in the page's text colour
 SERIES = ("#2f7ed8", "#d9822b", "#3a9d5d", "#9b59b6")
@@ -44,20 +45,35 @@ class Chart:
     bars: tuple[Bar, ...]
 
 
-def render(reports: Sequence[RunReport], points: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The page; several reports are compared at its top. `points`: results of a sweep for the trade-off plot."""
+def render(reports: Sequence[RunReport]) -> str:
+    """The page; several reports are compared at its top."""
+    return _page(
+        runs=[_context(report) for report in reports],
+        comparison=words.comparison(reports) if len(reports) > 1 else None,
+        heading=f"{len(reports)} runs",
+        title="compress: " + (words.title(reports[0]) if len(reports) == 1 else f"{len(reports)} runs"),
+    )
+
+
+def render_sweep(results: Sequence[Result]) -> str:
+    """The page of a sweep: the table of all points and the trade-off plot."""
+    return _page(
+        runs=[],
+        comparison=words.sweep(results),
+        tradeoff=Markup(tradeoff(results)),
+        heading="Sweep",
+        title="compress: sweep",
+    )
+
+
+def _page(**context: Any) -> str:
     environment = Environment(
         loader=PackageLoader("compress_cli.render", "templates"),
         autoescape=select_autoescape(["html", "j2"], default=True),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
-        runs=[_context(report) for report in reports],
-        comparison=words.comparison(reports) if len(reports) > 1 else None,
-        tradeoff=Markup(tradeoff(points)) if points else "",
-        title="compress: " + (words.title(reports[0]) if len(reports) == 1 else f"{len(reports)} runs"),
-    )
+    return environment.get_template("report.html.j2").render(**context)
 
 
 def _context(report: RunReport) -> dict[str, Any]:
@@ -148,18 +164,23 @@ def curves(training: Mapping[str, Any]) -> str:
     return _svg(figure)
 
 
-def tradeoff(points: Sequence[Mapping[str, Any]]) -> str:
-    """Metric against relative size, one series per method, the Pareto front joined; SVG."""
+def tradeoff(results: Sequence[Result]) -> str:
+    """Metric (or MACs, without data) against the ONNX file's size, one series per method; SVG, empty without sizes."""
+    measured = [result for result in results if not result.error and result.onnx_bytes is not None]
+    by_metric = all(result.metric is not None for result in measured)
+    points = [(r, r.onnx_bytes / 1e6, r.metric if by_metric else (r.macs or 0) / 1e6) for r in measured if r.onnx_bytes]
+    if not points:
+        return ""
     figure, (axis,) = _figure(1)
-    methods = list(dict.fromkeys(str(point["method"]) for point in points))
+    methods = list(dict.fromkeys(result.point.method for result, _, _ in points))
     for method, colour in zip(methods, SERIES * len(methods), strict=False):
-        mine = [point for point in points if point["method"] == method]
-        axis.scatter([p["x"] for p in mine], [p["y"] for p in mine], color=colour, label=method, s=24)
-    front = sorted((point["x"], point["y"]) for point in points if point.get("pareto"))
-    if front:
-        axis.plot(*zip(*front, strict=True), color=INK, linewidth=1, linestyle="--", label="Pareto front")
-    axis.set_xlabel(str(points[0].get("x_label", "size")), color=INK)
-    axis.set_ylabel(str(points[0].get("y_label", "metric")), color=INK)
+        mine = [(x, y) for result, x, y in points if result.point.method == method]
+        axis.scatter([x for x, _ in mine], [y for _, y in mine], color=colour, label=method, s=24)
+    front = sorted((x, y) for result, x, y in points if result.pareto)
+    if len(front) > 1:
+        axis.plot(*zip(*front, strict=True), color=INK, linewidth=1, linestyle="--", label="nothing else is better")
+    axis.set_xlabel("ONNX file, MB", color=INK)
+    axis.set_ylabel("metric" if by_metric else "MMACs", color=INK)
     axis.legend(frameon=False, labelcolor=INK, fontsize=8)
     return _svg(figure)
 

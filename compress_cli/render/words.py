@@ -12,6 +12,7 @@ from compress_cli.quantities import format_bytes, format_count
 
 if TYPE_CHECKING:
     from compress_cli.report import Achieved, Gate, RunReport, TaskRow
+    from compress_cli.sweeping import Result
 
 STAGE_TITLES = {
     "original": "original",
@@ -288,3 +289,23 @@ def _ratio_text(latency: Mapping[str, Any]) -> str:
 
 def _short(path: str) -> str:
     return path if len(path) <= 44 else "..." + path[-41:]
+
+
+def sweep(results: Sequence[Result]) -> Rows:
+    """One line per point of a sweep, the best of them marked."""
+    cells = tuple(_sweep_row(result) for result in results)
+    return Rows("Sweep (* nothing else is better)", ("run", "metric", "drop", "ONNX", "MACs", "latency"), cells)
+
+
+def _sweep_row(result: Result) -> tuple[str, ...]:
+    name = ("* " if result.pareto else "  ") + result.point.name
+    if result.error:
+        return (f"{name}: {result.error}", *[""] * 5)
+    return (
+        name,
+        "-" if result.metric is None else f"{result.metric:.2f}",
+        "-" if result.drop is None else f"{result.drop:.2f}",
+        "-" if result.onnx_bytes is None else format_bytes(result.onnx_bytes),
+        "-" if result.macs is None else format_count(result.macs),
+        "-" if result.latency_ratio is None else f"{result.latency_ratio:.2f}x",
+    )

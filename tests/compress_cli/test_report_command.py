@@ -105,14 +105,6 @@ def test_several_runs_are_put_side_by_side(folder: Path, capsys: pytest.CaptureF
     assert "Side by side" in html.render([full_report(), full_report()])
 
 
-def test_tradeoff_plot_marks_the_front() -> None:
-    points = [
-        {"method": "a", "x": 1.0, "y": 90.0, "pareto": True},
-        {"method": "b", "x": 2.0, "y": 80.0, "pareto": False},
-    ]
-    assert "Pareto front" in html.render([full_report()], points)
-
-
 def test_a_missing_run_is_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(tmp_path)]) == 3
     assert "report.json does not exist" in capsys.readouterr().err

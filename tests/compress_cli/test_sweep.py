@@ -1,0 +1,82 @@
+"""`compress sweep`: the grid, the Pareto front, shared caches, failures that do not stop it, resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress_cli.app import run
+from compress_cli.errors import UsageError
+from compress_cli.render.html import render_sweep
+from compress_cli.sweeping import Point, Result, grid, mark_pareto
+
+NET = """from torch import nn
+
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 256), nn.Linear(256, 5))
+"""
+
+
+def result(name: str, drop: float | None, size: int | None, error: str = "") -> Result:
+    return Result(Point("magnitude", "sparsity", name), name, error=error, drop=drop, metric=drop, onnx_bytes=size)
+
+
+def test_grid_gives_each_method_its_budgets() -> None:
+    points = grid(["magnitude"], {"sparsity": ["0.5", "0.9"], "max_flops": ["50%"]})
+    assert [point.name for point in points] == ["magnitude-sparsity-0.5", "magnitude-sparsity-0.9"]
+
+
+@pytest.mark.parametrize(("methods", "message"), [(["nope"], "unknown"), (["magnitude"], "no budget")])
+def test_grid_refuses_what_makes_no_run(methods: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        grid(methods, {"sparsity": [], "max_flops": ["50%"]})
+
+
+def test_pareto_front_by_hand() -> None:
+    rows = [result("a", 0.1, 100), result("b", 0.5, 50), result("c", 0.6, 60), result("d", None, None, "failed")]
+    assert [row.pareto for row in mark_pareto(rows)] == [True, True, False, False]
+
+
+def test_equal_results_are_both_on_the_front() -> None:
+    assert [row.pareto for row in mark_pareto([result("a", 0.1, 100), result("b", 0.1, 100)])] == [True, True]
+
+
+def test_page_without_sizes_has_no_plot() -> None:
+    assert "<svg" not in render_sweep([result("a", 0.1, None)])
+    assert "<svg" in render_sweep(mark_pareto([result("a", 0.1, 100), result("b", 0.5, 50)]))
+
+
+def test_sweep_shares_the_original_and_survives_a_failing_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import compress_cli.pipeline as pipeline
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    weights = {"1.weight": torch.randn(256, 48), "1.bias": torch.zeros(256)}
+    torch.save({**weights, "2.weight": torch.randn(5, 256), "2.bias": torch.zeros(5)}, "net.pt")
+    exported: list[str] = []
+    genuine = pipeline.export_original
+    monkeypatch.setattr(pipeline, "export_original", lambda *a: exported.append("once") or genuine(*a))
+
+    words = ["sweep", "net.pt", "--arch", "net.py:net", "--input-shape", "3x4x4", "--no-bench", "-q", "-o", "out"]
+    assert run([*words, "--sparsity", "0.5,0.9999,0.8", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert exported == ["once"]
+    errors = [bool(row["error"]) for row in document["results"]]
+    assert errors == [False, True, False]
+    sizes = [row["onnx_bytes"] for row in document["results"]]
+    assert sizes[2] < sizes[0]
+    assert json.loads(Path("out/sweep.json").read_text()) == document
+    assert "<table" in Path("out/sweep.html").read_text()
+
+    assert run([*words, "--sparsity", "0.5"]) == 2
+    assert run([*words, "--sparsity", "0.5,0.8", "--resume", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [row["onnx_bytes"] for row in again["results"]] == [sizes[0], sizes[2]]
+    assert exported == ["once"], "finished points are not run again"
