@@ -68,6 +68,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _check_place(target: Path) -> None:
     folder = target.parent
+    try:
+        target.lstat()
+    except PermissionError as error:  # the folder, or one above it, may not even be looked into
+        raise _place_error(target, error.errno, error.strerror or "") from error
+    except OSError:  # not there yet, or what the checks below and the writer report
+        pass
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder", "name a file inside it")
     if not folder.exists():

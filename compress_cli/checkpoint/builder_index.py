@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,15 @@ def read_index(path: Path = INDEX_FILE) -> tuple[list[Candidate], dict[str, set[
     candidates = [_from_dict(item) for item in document["candidates"]]
     codes = {names: _unpack(text) for names, text in document["codes"].items()}
     return candidates, codes
+
+
+def index_is_current(path: Path = INDEX_FILE) -> bool:
+    """Whether the index was made from the installed torchvision, the last part of the version aside."""
+    import torchvision
+
+    with path.open(encoding="utf-8") as stream:
+        made_from = re.search(r'"torchvision":\s*"(\d+\.\d+)', stream.read(200))
+    return made_from is not None and torchvision.__version__.startswith(made_from.group(1) + ".")
 
 
 def _from_dict(item: dict[str, Any]) -> Candidate:

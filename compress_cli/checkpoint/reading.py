@@ -158,7 +158,7 @@ def _checked(file: Path, document: dict[str, Any]) -> dict[str, Any]:
             Architecture.from_dict(document["architecture"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{file} was written by compress, but what it says about its network is damaged: {error!r}",
+            f"{file} was written by compress, but its description of the network is damaged: {error!r}",
             "write it again",
         ) from error
     return document

@@ -21,6 +21,7 @@ from compress_cli.checkpoint.builder_index import (
     builder_shapes,
     describe,
     floating_builders,
+    index_is_current,
     name_codes,
     names_hash,
     read_index,
@@ -70,6 +71,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognition:
     if matches:
         return _recognised(matches, shapes, time.perf_counter() - begin)
     closest = _closest(known, codes, shapes)
+    if not index_is_current() and (again := _exact(_described_again(closest), everything, shapes)):
+        return _recognised(again, shapes, time.perf_counter() - begin)
     return Recognition(
         None, closest=closest, advice=_advice(closest, known, shapes), seconds=time.perf_counter() - begin
     )
@@ -131,6 +134,17 @@ def _describe_new(indexed: set[str]) -> Iterator[Candidate]:
                 yield from describe(builder)
             except (InputError, ValueError, KeyError):  # a builder of an unforeseen kind: it is not recognised
                 continue
+
+
+def _described_again(closest: tuple[tuple[str, float], ...]) -> list[Candidate]:
+    """Candidates of builders that the installed torchvision may define otherwise than the index's."""
+    found: list[Candidate] = []
+    for reference, _ in closest:
+        try:
+            found += describe(reference.partition(":")[2])
+        except (InputError, ValueError, KeyError):  # gone, or of an unforeseen kind
+            continue
+    return found
 
 
 def _recognised(matches: list[_Match], shapes: Mapping[str, Shape], seconds: float) -> Recognition:
