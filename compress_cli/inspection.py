@@ -276,14 +276,13 @@ def _cost(loaded: LoadedModel | None) -> tuple[dict[str, Any] | None, str]:
     if loaded is None or loaded.module is None or loaded.example_inputs is None:
         return None, ""
     from profilers.complexity import measure
+    from profilers.errors import CountingFailed
 
     try:
-        with torch.no_grad():
-            return measure(loaded.module, loaded.example_inputs).to_dict(), ""
-    except Exception as error:  # the network is the user's: whatever its forward raises is shown as the reason
-        lines = str(error).strip().splitlines()
-        shapes = ", ".join("x".join(map(str, spec.shape)) for spec in loaded.inputs)
-        return (
-            None,
-            f"MACs not counted, the network cannot run on an input of {shapes}: {lines[0] if lines else error!r}",
-        )
+        return measure(loaded.module, loaded.example_inputs).to_dict(), ""
+    except CountingFailed as error:
+        return None, f"MACs not counted: {error.reason} ({_shapes(loaded)}); --input-shape or --input gives others"
+
+
+def _shapes(loaded: LoadedModel) -> str:
+    return ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in loaded.inputs)

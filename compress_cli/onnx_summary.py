@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from compress_cli.errors import InputError
+from exporters.packing import MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def inspect_onnx(path: str | Path) -> OnnxInspection:
         outputs=tuple(_value(value) for value in model.graph.output),
         initializers=_initializers(tensors),
         external=tuple(sorted({_location(tensor) for tensor in tensors} - {""})),
-        packed=_packed(metadata, nodes),
+        packed=metadata.get(MARK),
         metadata=metadata,
     )
 
@@ -130,7 +131,3 @@ def _nbytes(tensor: onnx.TensorProto, elements: int) -> int:
 
 def _location(tensor: onnx.TensorProto) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _packed(metadata: dict[str, str], nodes: list[onnx.NodeProto]) -> str | None:
-    return metadata.get("compress.packing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +146,17 @@ def _remarks(found: Inspection) -> Iterator[str]:
         yield f"Not used from the file: {', '.join(found.ignored_entries[:8])}"
     for note in found.notes:
         yield f"Note: {note}"
-    if found.complexity and found.complexity.get("uncounted"):
-        uncounted = found.complexity["uncounted"]
-        yield f"Not counted in MACs: {uncounted if isinstance(uncounted, str) else json.dumps(uncounted)[:300]}"
+    yield from _cost_remarks(found.complexity or {})
+
+
+def _cost_remarks(complexity: Mapping[str, Any]) -> Iterator[str]:
+    if complexity.get("uncounted"):
+        parts = ", ".join(f"{name} ({calls} calls)" for name, calls in complexity["uncounted"])
+        yield f"Not counted in MACs: {parts}"
+    if complexity.get("uncalled"):
+        yield f"Not used by the forward pass: {', '.join(complexity['uncalled'])}"
+    for note in complexity.get("notes", ()):
+        yield f"Note: {note}"
 
 
 def render_onnx(found: OnnxInspection, console: Console) -> None:
@@ -160,7 +167,7 @@ def render_onnx(found: OnnxInspection, console: Console) -> None:
         "kind": f"ONNX, opset {', '.join(f'{name} {version}' for name, version in found.opsets.items())}"
         + (f", made by {found.producer}" if found.producer else ""),
         "size": format_bytes(found.bytes) + (f", data in {', '.join(found.external)}" if found.external else ""),
-        "weights": f"packed ({found.packed})" if found.packed else "dense",
+        "weights": f"{found.packed} (compress unpack writes them out)" if found.packed else "dense",
         "nodes": f"{found.nodes}: " + ", ".join(f"{name} {count}" for name, count in found.operators.items()),
         "initializers": f"{sum(row['count'] for row in stored.values())}: {kinds}",
         **{f"input {item['name']}": _value(item) for item in found.inputs},
