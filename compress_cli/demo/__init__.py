@@ -1,0 +1,1 @@
+"""The demo's data, network and task: two questions about real handwritten digits."""

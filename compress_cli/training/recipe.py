@@ -1,0 +1,100 @@
+"""`Recipe`: all numbers of a training run, each default chosen by rule and explained.
+
+Rules (specs/magnitude.md section 3): a high restart learning rate that falls linearly to 0 (Le & Hua 2021; "BIMP",
+ICLR 2023); the sparser, the smaller the weight decay: 0 above 90 % sparsity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from compress_cli.config import RunConfig
+
+Curve = Literal["linear", "cosine", "constant", "one-cycle"]
+DEFAULT_EPOCHS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is trained on.
+
+    Attributes:
+        batch_size: images an optimiser step, over all processes and accumulated parts together.
+        lr: the peak; `curve` lowers it to 0 after `warmup` (a share of all steps) of linear rise.
+        clip_norm: gradients are scaled down to this norm; None never.
+        accumulate: a step's images go through the network in so many parts.
+        ema: decay a step of the averaged weights that are kept in the end; None keeps the last ones.
+        distill: weight of the teacher in the loss, 0 to 1; `temperature` softens both outputs.
+        checkpoint_minutes: time between saved states inside an epoch (one is saved after each epoch anyway).
+        reasons: why the defaults are what they are, for the report.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    curve: Curve = "linear"
+    warmup: float = 0.05
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+    distill: float = 0.0
+    temperature: float = 4.0
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+    reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; a run resumes only with an equal one."""
+        return {**dataclasses.asdict(self), "reasons": list(self.reasons)}
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of an optimiser step, counted from 0, of `steps`; a pure function, so nothing is to be saved.
+
+        Example: `Recipe(1, 0.1, warmup=0.0).rate_at(50, 100)` is 0.05 on the linear curve.
+        """
+        rise = 0.3 if self.curve == "one-cycle" else self.warmup
+        begin = math.floor(rise * steps)
+        if step < begin:
+            return self.lr * (step + 1) / (begin + 1)
+        share = (step - begin) / max(1, steps - begin)
+        if self.curve == "constant":
+            return self.lr
+        if self.curve == "linear":
+            return self.lr * (1 - share)
+        return self.lr * (1 + math.cos(math.pi * share)) / 2
+
+
+def choose_recipe(config: RunConfig, *, sparsity: float | None, distils: bool) -> Recipe:
+    """The recipe of a run: flags where given, else the rules for its sparsity (None: no zeros are kept)."""
+    reasons = []
+    epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
+    if config.epochs is None:
+        reasons.append(f"{DEFAULT_EPOCHS} epochs: the default with training data")
+    lr = config.lr
+    if lr is None:
+        lr = 0.05 if sparsity is not None and sparsity >= 0.8 else 0.02
+        reasons.append(f"learning rate {lr:g}: a high restart that falls linearly to 0; higher from 80 % sparsity on")
+    decay = config.weight_decay
+    if decay is None:
+        decay = 0.0 if sparsity is not None and sparsity > 0.9 else 1e-4
+        reasons.append(f"weight decay {decay:g}: 0 above 90 % sparsity, else 1e-4")
+    if distils:
+        reasons.append("half of the loss is the distance to the original's outputs at temperature 4: --distill")
+    return Recipe(
+        epochs=epochs,
+        lr=lr,
+        batch_size=config.batch_size or 128,
+        weight_decay=decay,
+        distill=0.5 if distils else 0.0,
+        seed=config.seed,
+        reasons=tuple(reasons),
+    )

@@ -1,0 +1,322 @@
+"""The one training loop: every method, mode and number of processes goes through `Trainer`.
+
+All randomness (order, augmentation, dropout) is derived from (seed, epoch, step, sample), and the learning rate is a
+function of the step: a saved state holds weights, optimiser, masks, averages and the step, and a run that goes on from
+it equals one that was never interrupted, bit for bit on the same hardware.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress_cli.console import format_seconds
+from compress_cli.data.augment import mix
+from compress_cli.errors import EXIT_VERIFICATION, CompressError, InputError, UsageError
+from compress_cli.training import distributed
+from compress_cli.training.averaging import Average
+from compress_cli.training.interrupts import Pending, deferred_interrupts
+from compress_cli.training.numerics import Numerics
+from compress_cli.training.objective import Objective
+from compress_cli.training.saving import load_state, save_state
+from compress_cli.training.sparse import Dense
+
+if TYPE_CHECKING:
+    from compress_cli.console import ProgressLine
+    from compress_cli.data import Batch
+    from compress_cli.quality import Quality, Score
+    from compress_cli.session import Session
+    from compress_cli.training.recipe import Recipe
+
+STATE = "checkpoints/last.pt"
+
+
+class TrainingDiverged(CompressError):
+    """The loss is no number any more."""
+
+    exit_code = EXIT_VERIFICATION
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """One training run of a module that is already on its device.
+
+    Raises:
+        InputError: fewer than two training images.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        quality: Quality,
+        recipe: Recipe,
+        session: Session,
+        *,
+        sparsifier: Dense,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.module = module
+        self.quality = quality
+        self.recipe = recipe
+        self.session = session
+        self.sparsifier = sparsifier
+        self.split = quality.train
+        self.batch = _batch_size(recipe, len(self.split))
+        self.steps_per_epoch = len(self.split) // self.batch
+        self.steps = self.steps_per_epoch * recipe.epochs
+        self.numerics = Numerics(quality.device)
+        self.numerics.prepare_(module)
+        self.network = self.numerics.parallel(module)
+        self.objective = Objective.of(quality.tasks, recipe, teacher)
+        self.optimizer = _optimizer(module, recipe, quality.device)
+        self.average = Average(module, recipe.ema) if recipe.ema is not None else None
+        self.progress = Progress()
+        self.finished = False
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or from a saved state to the end; the module then has its final weights, in eval mode.
+
+        Raises:
+            KeyboardInterrupt: stopped from outside, after the state was saved.
+            TrainingDiverged: the loss became NaN or infinite.
+            InputError: a full disk or an image that is gone; the last saved state is whole.
+        """
+        if self.session.resume:
+            self._resume()
+        if not self.finished:
+            with deferred_interrupts() as pending, self.session.out.progress("Fine-tuning") as bar:
+                while self.progress.step < self.steps:
+                    self._epoch(pending, bar)
+            self._finish()
+        return self.record()
+
+    def record(self) -> dict[str, Any]:
+        """The report's section."""
+        done = self.progress
+        images = done.step * self.batch
+        return {
+            **self.recipe.to_dict(),
+            "batch_size": self.batch,
+            "steps": done.step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "sparsity": self.sparsifier.describe(),
+            "device": str(self.quality.device),
+            "processes": distributed.world(),
+            "precision": self.numerics.name,
+            "seconds": done.seconds,
+            "images_per_second": images / done.seconds if done.seconds > 0 else None,
+            "history": done.history,
+        }
+
+    def _epoch(self, pending: Pending, bar: ProgressLine) -> None:
+        """The rest of the epoch that the next step belongs to."""
+        epoch, first = divmod(self.progress.step, self.steps_per_epoch)
+        pieces = self._pieces(epoch)[first * self.recipe.accumulate :]
+        batches = self.split.batches(pieces, device=self.quality.device, epoch=epoch, seed=self.recipe.seed)
+        self.module.train()
+        begin = saved = time.perf_counter()
+        while self.progress.step < (epoch + 1) * self.steps_per_epoch:
+            self._step(batches)
+            now = time.perf_counter()
+            self.progress.seconds += now - begin
+            begin = now
+            if self.progress.step % self.steps_per_epoch == 0:
+                break
+            self._show(bar)
+            stop = distributed.any_true(pending.asked, self.quality.device)
+            if stop or now - saved > 60 * self.recipe.checkpoint_minutes:
+                self._check_finite()
+                self.save()
+                saved = begin = time.perf_counter()
+            if stop:
+                raise KeyboardInterrupt
+        self._close_epoch(epoch, bar)
+        if distributed.any_true(pending.asked, self.quality.device):
+            self.save()
+            raise KeyboardInterrupt
+
+    def _pieces(self, epoch: int) -> list[list[int]]:
+        """Positions of this process's part of each (accumulated part of a) step of an epoch."""
+        generator = torch.Generator().manual_seed(mix(self.recipe.seed, epoch, 0))
+        order = torch.randperm(len(self.split), generator=generator)
+        parts = order[: self.steps_per_epoch * self.batch].view(self.steps_per_epoch * self.recipe.accumulate, -1)
+        return [part[distributed.rank() :: distributed.world()].tolist() for part in parts]
+
+    def _step(self, batches: Any) -> None:
+        step = self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(step, self.steps)
+        torch.manual_seed(mix(self.recipe.seed, step, 3, distributed.rank()))
+        self.sparsifier.before_forward_(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.quality.device)
+        for part in range(self.recipe.accumulate):
+            with self.numerics.last_part(self.network, part == self.recipe.accumulate - 1):
+                total += self._backward(next(batches))
+        loss = float(total)
+        if not math.isfinite(loss):
+            raise self._diverged(loss)
+        self.sparsifier.after_backward_()
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.sparsifier.after_step_(self.optimizer, step)
+        if self.average is not None:
+            self.average.update_(self.module)
+        self.progress.step += 1
+        self.progress.loss_sum += loss
+        self.progress.loss_steps += 1
+
+    def _backward(self, batch: Batch) -> Tensor:
+        with self.numerics.autocast():
+            loss = self.objective(self.network(*self.numerics.inputs(batch.inputs)), batch)
+        loss = loss / self.recipe.accumulate
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _close_epoch(self, epoch: int, bar: ProgressLine) -> None:
+        done = self.progress
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": done.step,
+            "loss": done.loss_sum / max(1, done.loss_steps),
+            "lr": self.recipe.rate_at(done.step - 1, self.steps),
+            "seconds": done.seconds,
+            "images_per_second": done.step * self.batch / done.seconds,
+        }
+        self._check_finite()
+        scores = self._evaluate() if epoch + 1 < self.recipe.epochs else {}
+        row |= {f"{name}": score.value for name, score in scores.items()}
+        done.history.append(row)
+        done.loss_sum, done.loss_steps = 0.0, 0
+        if epoch + 1 < self.recipe.epochs:
+            self.save()
+        left = done.seconds / done.step * (self.steps - done.step)
+        words = "".join(f", {name} {score.value:.2f}" for name, score in scores.items())
+        self.session.out.info(
+            f"  epoch {epoch + 1}/{self.recipe.epochs}: loss {row['loss']:.4f}{words}, "
+            f"{row['images_per_second']:.0f} images/s, {format_seconds(left)} left"
+        )
+        self._show(bar)
+
+    def _evaluate(self) -> dict[str, Score]:
+        """The metric after an epoch, for the history only: nothing is chosen by it. Only where a test is cheap."""
+        split = self.quality.data.test
+        if split is None or len(split) > len(self.split) // 2:
+            return {}
+        with self.sparsifier.deployed():
+            return self.quality.measure(self.module, split, range(len(split)))
+
+    def _finish(self) -> None:
+        self.sparsifier.finish_()
+        if self.average is not None:
+            self.sparsifier.constrain_copies_(self.average.tensors)
+            self.module.load_state_dict(self.average.tensors)
+        self.module.eval()
+        self.finished = True
+        self.save()
+
+    def save(self) -> None:
+        """Write the state of the run; only the first of several processes does."""
+        if distributed.rank() == 0:
+            save_state(
+                self.session.folder.file(STATE),
+                {
+                    "recipe": self.recipe.to_dict(),
+                    "finished": self.finished,
+                    "progress": {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__},
+                    "weights": self.module.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "sparsifier": self.sparsifier.state_dict(),
+                    "average": None if self.average is None else self.average.state_dict(),
+                },
+            )
+
+    def _resume(self) -> None:
+        state = load_state(self.session.folder.file(STATE))
+        if state is None:
+            return
+        if state["recipe"] != self.recipe.to_dict():
+            different = [name for name, value in self.recipe.to_dict().items() if state["recipe"].get(name) != value]
+            raise UsageError(
+                f"--resume with another training recipe: {', '.join(different)} changed",
+                "repeat the first run's flags, or start again with --overwrite",
+            )
+        try:
+            self.module.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.sparsifier.load_state_dict(state["sparsifier"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"the saved training state does not fit the network: {str(error).splitlines()[0]}",
+                "start the training again with --overwrite",
+            ) from error
+        self.progress = Progress(**state["progress"])
+        self.finished = state["finished"]
+        self.session.out.info(f"  going on at step {self.progress.step} of {self.steps}")
+        if self.finished:
+            self.module.eval()
+
+    def _check_finite(self) -> None:
+        """Never save weights that are no numbers."""
+        for tensor in self.module.state_dict().values():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise self._diverged(float("nan"))
+
+    def _diverged(self, loss: float) -> TrainingDiverged:
+        step, path = self.progress.step, self.session.folder.file(STATE)
+        rate = self.recipe.rate_at(step, self.steps)
+        where = f"the last good state is {path}" if path.exists() else "no state had been saved yet"
+        return TrainingDiverged(
+            f"training diverged: the loss is {loss} at step {step + 1} of {self.steps}, "
+            f"at learning rate {rate:.3g}; {where}",
+            f"start again with --overwrite and a smaller --lr, such as {self.recipe.lr / 5:.2g}",
+        )
+
+    def _show(self, bar: ProgressLine) -> None:
+        done = self.progress
+        mean = done.loss_sum / done.loss_steps if done.loss_steps else 0.0
+        extra = f"loss {mean:.4f}, lr {self.recipe.rate_at(done.step, self.steps):.2g}" if done.loss_steps else ""
+        bar.update(done.step, self.steps, extra)
+
+
+def _batch_size(recipe: Recipe, images: int) -> int:
+    """Images a step: as asked, at most all there are, divisible between processes and parts."""
+    unit = recipe.accumulate * distributed.world()
+    batch = min(recipe.batch_size, images) // unit * unit
+    if batch < 2 * unit and images < 2 * unit:
+        raise InputError(f"{images} training images are too few to train on", "add images, or pass --epochs 0")
+    return max(batch, unit)
+
+
+def _optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """SGD or AdamW; biases and normalisation parameters (one dimension) are not decayed."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise InputError("the network has no parameters that train (requires_grad)", "pass --epochs 0")
+    fast = {"fused": True} if device.type == "cuda" else {"foreach": True}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, **fast)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, **fast)
