@@ -1,7 +1,8 @@
 """What a model costs: parameters, non-zeros, MACs, FLOPs = 2 x MACs and memory traffic, counted from a trace.
 
-The forward pass runs on fake tensors: shapes without data, so that a model of any size costs neither compute nor
-memory. Models whose control flow depends on values (detectors) are run for real, and a note says so. Sparse-effective
+The forward pass runs on meta tensors: shapes without data, so that a model of any size costs neither compute nor
+memory. Models that mix in tensors of their own run on fake tensors (which know their device); models whose control
+flow depends on values (detectors) are run for real, and a note says so. Sparse-effective
 MACs = sum over layers of MACs x density of the layer's weight: what a runtime that skips every zero could save, not
 what ONNX Runtime does. Memory traffic counts each operator alone: every input and weight read, every output written.
 """
@@ -59,7 +60,7 @@ class Complexity:
         by_layer: every operator that moves data; `macs` is 0 for those the rule leaves out.
         uncounted: (operator, calls) of operators that are neither counted nor left out by the rule.
         uncalled: modules with parameters of their own that did not run.
-        traced: `fake` (shapes only) or `real`.
+        traced: `meta` or `fake` (shapes only), or `real`.
     """
 
     params: int
@@ -109,10 +110,7 @@ def measure(model: nn.Module, example_inputs: tuple[Any, ...]) -> Complexity:
     Raises:
         CountingFailed: the model does not run on these inputs.
     """
-    notes: list[str] = []
-    with _twin(model) as twin:
-        trace, traced = _trace(twin, example_inputs, notes)
-        uncalled = tuple(_uncalled(twin, trace))
+    trace, traced, notes = _trace(model, example_inputs)
     layers = tuple(_layer(key, totals) for key, totals in trace.totals.items())
     densities = {name: _density(tensor) for name, tensor in model.named_parameters()}
     macs = sum(layer.macs for layer in layers)
@@ -127,30 +125,41 @@ def measure(model: nn.Module, example_inputs: tuple[Any, ...]) -> Complexity:
         bytes_written=sum(layer.bytes_written for layer in layers),
         by_layer=layers,
         uncounted=tuple(sorted(trace.uncounted.items())),
-        uncalled=uncalled,
+        uncalled=tuple(_uncalled(model, trace)),
         rule=RULE,
         batch=_batch(example_inputs),
         traced=traced,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
-def _trace(model: nn.Module, inputs: tuple[Any, ...], notes: list[str]) -> tuple[OpTrace, str]:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    on_meta = any(tensor.is_meta for tensor in model.parameters())
-    inputs = tree_map(lambda leaf: leaf.to("meta") if on_meta and isinstance(leaf, Tensor) else leaf, inputs)
+def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[OpTrace, str, tuple[str, ...]]:
+    """The first trace that succeeds: (trace, how, notes)."""
+    reason = ""
+    for how, attempt in (("meta", _run_meta), ("fake", _run_fake)):
+        try:
+            return attempt(model, inputs), how, ()
+        except Exception as error:  # value-dependent code and missing kernels raise many classes; the note says which
+            reason = first_line(error)
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise CountingFailed(f"the model is on the meta device and cannot be run there: {reason}")
     try:
-        with fake:
-            faked = tree_map(lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
-            return _run(model, faked), "fake"
-    except Exception as error:  # data-dependent code and missing fake kernels raise many classes; the note says which
-        notes.append(f"counted on real tensors, as these inputs run: shapes alone do not do ({first_line(error)})")
-    if on_meta:
-        raise CountingFailed(f"the model is on the meta device and cannot be run there: {notes.pop()}")
-    try:
-        return _run(model, inputs), "real"
+        with _twin(model, on_meta=False) as twin:
+            trace = _run(twin, inputs)
     except Exception as error:
         raise CountingFailed(f"the model does not run on its example inputs: {first_line(error)}") from error
+    return trace, "real", (f"counted on real tensors, as these inputs run: shapes alone do not do ({reason})",)
+
+
+def _run_meta(model: nn.Module, inputs: tuple[Any, ...]) -> OpTrace:
+    with _twin(model, on_meta=True) as twin:
+        return _run(twin, tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, inputs))
+
+
+def _run_fake(model: nn.Module, inputs: tuple[Any, ...]) -> OpTrace:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with _twin(model, on_meta=False) as twin, fake:
+        return _run(twin, tree_map(lambda leaf: fake.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, inputs))
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> OpTrace:
@@ -161,16 +170,18 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> OpTrace:
 
 
 @contextmanager
-def _twin(model: nn.Module) -> Iterator[nn.Module]:
-    """The same modules in eval mode around the same weights: what a forward leaves behind stays off the caller's.
+def _twin(model: nn.Module, *, on_meta: bool) -> Iterator[nn.Module]:
+    """The same modules in eval mode: what a forward leaves behind stays off the caller's.
 
-    Buffers are copied, as a real run may write them. Where modules cannot be copied the model itself is lent and its
-    training flags are put back.
+    On meta every tensor is a shape; else the parameters are the caller's own, and buffers are copied, as a real run may
+    write them. Where modules cannot be copied the model itself is lent and its training flags are put back.
     """
     flags = [(module, module.training) for module in model.modules()]
     try:
-        twin = copy.deepcopy(model, {id(tensor): tensor for tensor in _kept(model)})
+        twin = copy.deepcopy(model, dict(_stand_ins(model, on_meta)))
     except Exception:  # an attribute that cannot be copied: any class
+        if on_meta:
+            raise
         twin = model
     try:
         yield twin.eval()
@@ -179,11 +190,13 @@ def _twin(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def _kept(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that the twin shares: parameters, and plain attributes, which need not be copyable."""
-    yield from model.parameters()
-    for module in model.modules():
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+def _stand_ins(model: nn.Module, on_meta: bool) -> Iterator[tuple[int, Tensor]]:
+    """What deepcopy takes in place of a tensor: parameters and plain attributes, and on meta the buffers too."""
+    for parameter in model.parameters():
+        yield id(parameter), nn.Parameter(parameter.detach().to("meta"), False) if on_meta else parameter
+    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    for tensor in [*attributes, *(model.buffers() if on_meta else ())]:
+        yield id(tensor), tensor.detach().to("meta") if on_meta else tensor
 
 
 def _uncalled(model: nn.Module, trace: OpTrace) -> Iterator[str]:
