@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,14 @@ class Emitter:
         """`value`[begin:end] along the first axis."""
         return self.op("Slice", value, self.int64(begin), self.int64(end))
 
+    def split(self, value: str, sizes: Sequence[int]) -> list[str]:
+        """`value` cut into consecutive pieces of `sizes` along the first axis."""
+        if len(sizes) == 1:
+            return [value]
+        names = [self.name() for _ in sizes]
+        self.nodes.append(helper.make_node("Split", [value, self.int64(*sizes)], names))
+        return names
+
     def cumsum(self, value: str) -> str:
         """Running sum of a one-dimensional value."""
         return self.op("CumSum", value, self.constant(np.array(0, np.int64)))
@@ -107,7 +116,10 @@ class Emitter:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Tensors of one code and dtype that share an index; `index` None: every element is stored."""
+    """Tensors of one dtype and kind of code that share an index; `index` None: every element is stored.
+
+    Tensors of one code stand next to each other.
+    """
 
     tensors: tuple[Quantized, ...]
     index: RiceIndex | GapIndex | None
@@ -117,22 +129,14 @@ class Block:
         """Elements of all tensors."""
         return sum(tensor.restored.size for tensor in self.tensors)
 
-    @property
-    def code(self) -> str:
-        """The value code that all tensors share."""
-        return self.tensors[0].code
-
 
 def emit_block(emitter: Emitter, block: Block) -> None:
     """Append the decoder of `block`; its outputs carry the names of the tensors."""
     values, dtype = _emit_values(emitter, block)
     flat = _emit_places(emitter, block, values, dtype)
-    begin = 0
-    for tensor in block.tensors:
-        end = begin + tensor.restored.size
-        piece = flat if len(block.tensors) == 1 else emitter.cut(flat, begin, end)
+    pieces = emitter.split(flat, [tensor.restored.size for tensor in block.tensors])
+    for tensor, piece in zip(block.tensors, pieces, strict=True):
         _emit_tensor(emitter, tensor, piece, dtype, zero_first=block.index is not None)
-        begin = end
 
 
 def emit_zero(emitter: Emitter, tensor: Quantized) -> None:
@@ -140,42 +144,54 @@ def emit_zero(emitter: Emitter, tensor: Quantized) -> None:
     emitter.filled(tensor.restored.shape, 0, tensor.restored.dtype, output=tensor.name)
 
 
-def stored_symbols(block: Block) -> Array:
-    """The values that `block` stores, in order: those the index keeps (with fillers), or all."""
-    symbols: Array = np.concatenate([tensor.symbols for tensor in block.tensors])
-    if block.index is None:
+def stored_symbols(tensors: Sequence[Quantized], index: RiceIndex | GapIndex | None) -> Array:
+    """The values that are stored for `tensors`, in order: those the index keeps (with fillers), or all."""
+    symbols: Array = np.concatenate([tensor.symbols for tensor in tensors])
+    if index is None:
         return symbols
-    kept: Array = symbols[np.concatenate([tensor.kept for tensor in block.tensors])]
-    if isinstance(block.index, RiceIndex):
+    kept: Array = symbols[np.concatenate([tensor.kept for tensor in tensors])]
+    if isinstance(index, RiceIndex):
         return kept
-    padded = np.zeros(block.index.count, symbols.dtype)
-    padded[block.index.is_value] = kept
+    padded = np.zeros(index.count, symbols.dtype)
+    padded[index.is_value] = kept
     return padded
 
 
-def _joint_codes(block: Block) -> bool:
-    """Whether codebook codes are placed first and looked up per tensor, each in its own codebook."""
-    return block.code.startswith("cb") and len(block.tensors) > 1
-
-
 def _emit_values(emitter: Emitter, block: Block) -> tuple[str, Any]:
-    """(stored values as numbers, or as codes for `_joint_codes`; their dtype)."""
-    symbols, code = stored_symbols(block), block.code
+    """(stored values as numbers, or codes of several codebooks as int32; their dtype)."""
+    parts, dtype = [], np.dtype(np.float32)
+    for code, run in groupby(block.tensors, key=lambda tensor: tensor.code):
+        tensors = tuple(run)
+        symbols = stored_symbols(tensors, block.index)
+        if code.startswith("cb"):
+            part, dtype = _emit_codes(emitter, block, tensors[0], symbols)
+        else:
+            part, dtype = _emit_numbers(emitter, code, symbols)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else emitter.op("Concat", *parts, axis=0), dtype
+
+
+def _emit_numbers(emitter: Emitter, code: str, symbols: Array) -> tuple[str, Any]:
     if code == "native":
         return emitter.constant(symbols), symbols.dtype
     if code == "f16":
-        return emitter.cast(emitter.constant(symbols), np.float32), np.float32
-    if code == "q8":
-        return emitter.cast(emitter.constant(symbols.astype(np.int8)), np.float32), np.float32
-    bits = block.tensors[0].bits
-    if code.startswith("q"):
-        largest = 2 ** (bits - 1) - 1
-        codes = emitter.codes(split_planes(symbols + largest, bits), bits, len(symbols))
-        return emitter.cast(emitter.op("Sub", codes, emitter.int32(largest)), np.float32), np.float32
-    codes = emitter.codes(split_planes(symbols, bits), bits, len(symbols))
-    if _joint_codes(block):  # 0 marks the places without a value
-        return codes if block.index is None else emitter.op("Add", codes, emitter.int32(1)), np.int32
-    return emitter.op("Gather", _codebook(emitter, block.tensors[0]), codes), np.float32
+        return emitter.cast(emitter.constant(symbols), np.float32), np.dtype(np.float32)
+    bits = int(code[1:])
+    if bits == 8:
+        return emitter.cast(emitter.constant(symbols.astype(np.int8)), np.float32), np.dtype(np.float32)
+    largest = 2 ** (bits - 1) - 1
+    codes = emitter.codes(split_planes(symbols + largest, bits), bits, len(symbols))
+    return emitter.cast(emitter.op("Sub", codes, emitter.int32(largest)), np.float32), np.dtype(np.float32)
+
+
+def _emit_codes(emitter: Emitter, block: Block, tensor: Quantized, symbols: Array) -> tuple[str, Any]:
+    """A single tensor's codes are looked up at once, those of several tensors at their places, each in its own book."""
+    codes = emitter.codes(split_planes(symbols, tensor.bits), tensor.bits, len(symbols))
+    if len(block.tensors) == 1:
+        return emitter.op("Gather", _codebook(emitter, tensor), codes), np.dtype(np.float32)
+    if block.index is not None:  # 0 marks the places without a value
+        codes = emitter.op("Add", codes, emitter.int32(1))
+    return codes, np.dtype(np.int32)
 
 
 def _codebook(emitter: Emitter, tensor: Quantized, *, zero_first: bool = False) -> str:

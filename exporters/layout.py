@@ -27,13 +27,13 @@ from exporters.bitcode import (
     rice_bits,
 )
 from exporters.decoder import Block
-from exporters.values import Quantized, code_bits
+from exporters.values import Quantized
 
 Array = NDArray[Any]
 
 BLOCK_BYTES = 900  # nodes and constants of one decoder with an index (measured on written files)
 PLAIN_BLOCK_BYTES = 250  # the same without an index
-MEMBER_BYTES = 130  # Slice, Reshape and shape of each tensor cut out of a shared decoder
+MEMBER_BYTES = 90  # piece, Reshape and shape of each tensor cut out of a shared decoder
 JOIN_BELOW = 1 << 18  # larger tensors have a decoder of their own
 BLOCK_LIMIT = 1 << 21  # elements of a shared decoder: its working memory stays small
 GAP8_ELEMENTS = 25_000_000  # from here on (100 MB of fp32) the byte-gap index needs far less memory while loading
@@ -97,7 +97,12 @@ def _groups(tensors: list[Quantized]) -> Iterator[list[Quantized]]:
 
 
 def _kind(tensor: Quantized) -> tuple[str, str, bool]:
-    return tensor.code, tensor.restored.dtype.str, _indexed_pays(tensor)
+    return family(tensor.code), tensor.restored.dtype.str, _indexed_pays(tensor)
+
+
+def family(code: str) -> str:
+    """Codes of one family can share a decoder: all codebooks, all uniform codes, fp16, unchanged numbers."""
+    return code.rstrip("0123456789") if code != "f16" else code
 
 
 def _density(tensor: Quantized) -> float:
@@ -129,6 +134,7 @@ def _stands_for_zero(tensor: Quantized) -> bool:
 
 
 def _block(tensors: tuple[Quantized, ...]) -> Block:
+    tensors = tuple(sorted(tensors, key=lambda tensor: tensor.code))
     kept = np.concatenate([tensor.kept for tensor in tensors])
     if not _indexed_pays(tensors[0]):
         return Block(tensors, None)
@@ -147,9 +153,11 @@ def index_bytes(block: Block) -> int:
     return block.index.nbytes if block.index is not None else 0
 
 
-def stored_count(block: Block) -> int:
-    """Values in the value stream: the kept ones, with fillers; all of them without an index."""
-    return block.index.count if block.index is not None else block.size
+def stored_count(tensor: Quantized, block: Block) -> int:
+    """A tensor's values in the value stream: the kept ones, with fillers; all of them without an index."""
+    if block.index is None:
+        return tensor.kept.size
+    return block.index.count if len(block.tensors) == 1 else int(np.count_nonzero(tensor.kept))
 
 
 def side_bytes(tensor: Quantized) -> int:
@@ -160,8 +168,8 @@ def side_bytes(tensor: Quantized) -> int:
 
 def payload_bytes(block: Block) -> int:
     """Bytes of index, values, codebooks and scales."""
-    values = -(-stored_count(block) * code_bits(block.code, block.tensors[0].restored.dtype) // 8)
-    return index_bytes(block) + values + sum(map(side_bytes, block.tensors))
+    values = sum(stored_count(tensor, block) * tensor.bits for tensor in block.tensors)
+    return index_bytes(block) + -(-values // 8) + sum(map(side_bytes, block.tensors))
 
 
 def total_bytes(block: Block) -> int:

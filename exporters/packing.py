@@ -24,7 +24,7 @@ from exporters.bitcode import GapIndex
 from exporters.decoder import Block, Emitter, emit_block, emit_zero
 from exporters.errors import BadOnnxFile
 from exporters.folding import evaluate_decoders, folded, replace_decoders
-from exporters.layout import Layout, bound_bytes, payload_bytes, plan_layout, treatment_of_zeros
+from exporters.layout import Layout, bound_bytes, payload_bytes, plan_layout, stored_count, treatment_of_zeros
 from exporters.proto import value_names
 from exporters.shorten import shorten
 from exporters.values import VALUE_CODES, Quantized, code_bits, effective_code, positive_zero, quantize
@@ -287,17 +287,13 @@ def _free_prefix(taken: set[str]) -> str:
 def _described(layout: Layout) -> tuple[PackedTensor, ...]:
     rows = []
     for number, block in enumerate(layout.blocks):
-        stored = [_stored(tensor, block) for tensor in block.tensors]
+        stored = [stored_count(tensor, block) * tensor.bits for tensor in block.tensors]
         payload = payload_bytes(block)
         for tensor, count in zip(block.tensors, stored, strict=True):
             share = round(payload * count / max(sum(stored), 1))
             rows.append(_row(tensor, _index_name(block), number, share))
     rows += [_row(tensor, "zero", -1, 0) for tensor in layout.zeros]
     return tuple(rows)
-
-
-def _stored(tensor: Quantized, block: Block) -> int:
-    return tensor.kept.size if block.index is None else int(np.count_nonzero(tensor.kept))
 
 
 def _row(tensor: Quantized, index: str, block: int, size: int) -> PackedTensor:
