@@ -26,6 +26,7 @@ from compress_cli.reporting import Facts, assemble
 from compress_cli.scores import Scores
 from compress_cli.session import Session, Shared, open_session
 from compress_cli.shipping import Shipment, can_ship, export_original, ship, working_files
+from compress_cli.translate import counting_errors
 from compress_cli.weight_names import file_names, stored_tensors
 
 if TYPE_CHECKING:
@@ -138,15 +139,24 @@ def _run(job: Job) -> RunReport:
     session.folder.write_json("plan.json", plan.to_dict())
 
     teacher = copy.deepcopy(loaded.module) if _needs_teacher(job) else None
-    with session.stage("apply"):
-        method.apply_(loaded, plan)
+    if not _prunes_while_training(job):
+        with session.stage("apply"):
+            method.apply_(loaded, plan)
+        job.scores.take("pruned", loaded.module)
     if teacher is not None and method.needs_module:
         with session.stage("prove", "Proving the change"):
             facts = dataclasses.replace(facts, proof=method.prove(teacher, loaded, plan))
-    job.scores.take("pruned", loaded.module)
     if job.quality is not None and loaded.module is not None:
         facts = _improve(job, job.quality, loaded.module, plan, teacher, facts)
+        plan = method.settle(session, loaded, plan)
+        session.folder.write_json("plan.json", plan.to_dict())
     return _finish(job, plan, facts, original)
+
+
+def _prunes_while_training(job: Job) -> bool:
+    """Whether the trainer makes the zeros step by step (--schedule); then the plan is not applied before."""
+    config, quality = job.session.config, job.quality
+    return config.schedule != "one-shot" and quality is not None and quality.can_train and config.epochs != 0
 
 
 def _needs_teacher(job: Job) -> bool:
@@ -159,7 +169,7 @@ def _complexity(job: Job, module: nn.Module | None) -> Any | None:
         return None
     from profilers.complexity import measure
 
-    with job.session.stage("count"):
+    with job.session.stage("count"), counting_errors():
         return measure(module, job.loaded.example_inputs)
 
 
@@ -168,7 +178,9 @@ def _improve(
 ) -> Facts:
     """Bring accuracy back with what there is: closed form from images, batch norms, training."""
     session, config = job.session, job.session.config
-    if config.calib and teacher is not None:
+    if _prunes_while_training(job):
+        pass  # nothing is missing yet that could be recovered
+    elif config.calib and teacher is not None:
         facts = dataclasses.replace(facts, recovery=_recover(job, quality, module, plan, teacher))
         job.scores.take("recovered", module)
     elif config.calib_samples and quality.can_recalibrate:
@@ -182,7 +194,14 @@ def _improve(
 
         constraint = job.method.constraint(module, plan)
         with session.stage("train", "Fine-tuning"):
-            record = finetune(module, quality, session=session, constraint=constraint, plan=plan, teacher=teacher)
+            record = finetune(
+                module,
+                quality,
+                session=session,
+                constraint=constraint,
+                plan=plan,
+                teacher=teacher,
+            )
         facts = dataclasses.replace(facts, training=record)
     return facts
 

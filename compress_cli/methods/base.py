@@ -60,6 +60,9 @@ class Method(Protocol):
     def apply_(self, loaded: LoadedModel, plan: Any) -> None:
         """Change `loaded.module` (or `loaded.tensors` where there is none) in place."""
 
+    def settle(self, session: Session, loaded: LoadedModel, plan: Any) -> Plan:
+        """The plan as it is after training: the same one, unless training went on selecting."""
+
     def prove(self, original: nn.Module, loaded: LoadedModel, plan: Any) -> dict[str, Any] | None:
         """The report's proof that the change is what was planned; None when counting is the proof.
 

@@ -49,6 +49,13 @@ class Magnitude:
         with pruning_errors():
             magnitude.apply_(loaded.module if loaded.module is not None else loaded.tensors, plan)
 
+    def settle(self, session: Session, loaded: LoadedModel, plan: magnitude.MagnitudePlan) -> magnitude.MagnitudePlan:
+        """After training that ranked anew, the cuts are those of the last selection: the zeros that are there."""
+        if session.config.schedule == "one-shot":
+            return plan
+        with pruning_errors():
+            return magnitude.plan(_candidates(loaded), _options(session.config))
+
     def prove(self, original: nn.Module, loaded: LoadedModel, plan: magnitude.MagnitudePlan) -> None:
         """Zeros are counted in the written file instead."""
         return
