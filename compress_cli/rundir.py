@@ -34,6 +34,7 @@ class RunFolder:
         self.path = path
         self._lock: IO[str] | None = None
         self._log: IO[str] | None = None
+        self._replaced: list[Path] = []
         self.state: dict[str, Any] = {"stages": {}}
 
     def __enter__(self) -> RunFolder:
@@ -95,10 +96,13 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(held[:4])})",
                 "continue it with --resume, replace it with --overwrite, or choose another folder with -o DIR",
             )
-        for name in held:
-            self.file(name).unlink()
-        for checkpoint in self.path.glob("checkpoints/*"):
-            checkpoint.unlink()
+        self._replaced = [*(self.file(name) for name in held), *self.path.glob("checkpoints/*")]
+
+    def _discard_replaced(self) -> None:
+        """Remove the run that `--overwrite` replaces: not before the new one has something to write."""
+        for path in self._replaced:
+            path.unlink(missing_ok=True)
+        self._replaced = []
 
     def _read_state(self) -> dict[str, Any]:
         path = self.file("state.json")
@@ -111,7 +115,8 @@ class RunFolder:
         return state
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> Path:
-        """Write one JSON file atomically; NaN and infinity become null."""
+        """Write one JSON file atomically; NaN and infinity become null. A run's first write is its `config.json`."""
+        self._discard_replaced()
         path = self.file(name)
         with atomic_path(path) as temporary:
             Path(temporary).write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")

@@ -164,11 +164,11 @@ def _resume_command(path: Path) -> str:
 
 def _remove_if_empty(path: Path, *, existed: bool) -> None:
     """A run that failed before its first artifact leaves no folder behind (its log was only the error)."""
-    if existed or any((path / name).exists() for name in (*CONTENT, "checkpoints")):
+    if any((path / name).exists() for name in (*CONTENT, "checkpoints") if name != "config.json"):
         return
-    for name in ("log.txt", ".lock"):
+    for name in ("config.json", "log.txt", ".lock"):
         (path / name).unlink(missing_ok=True)
-    if path.is_dir() and not any(path.iterdir()):
+    if not existed and path.is_dir() and not any(path.iterdir()):
         path.rmdir()
 
 

@@ -50,4 +50,17 @@ def export_errors() -> Iterator[None]:
         ) from error
 
 
-__all__ = ["CompressError", "export_errors", "pruning_errors"]
+@contextmanager
+def counting_errors() -> Iterator[None]:
+    """Turn a network that does not run on its example inputs into an error that names the flags."""
+    from profilers.errors import CountingFailed
+
+    try:
+        yield
+    except CountingFailed as error:
+        raise InputError(
+            str(error), "give the shape that the network takes: --input-shape CxHxW, or --input NAME=SHAPE:dtype"
+        ) from error
+
+
+__all__ = ["CompressError", "counting_errors", "export_errors", "pruning_errors"]

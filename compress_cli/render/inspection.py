@@ -89,7 +89,8 @@ def _zeros(zeros: int, count: int) -> str:
 def _ranked(totals: Mapping[str, int]) -> str:
     if not totals["ranked_tensors"]:
         return "nothing that magnitude pruning could rank"
-    zeros = f", sparsity {totals['ranked_zeros'] / totals['ranked_weights']:.2%}" if totals["ranked_zeros"] else ""
+    share = totals["ranked_zeros"] / totals["ranked_weights"]
+    zeros = f", sparsity {share:.2%}" if share >= 0.00005 else ""
     return f"{totals['ranked_weights']:,} weights in {totals['ranked_tensors']} tensors can be pruned{zeros}"
 
 
@@ -97,7 +98,9 @@ def _macs(complexity: Mapping[str, Any]) -> str:
     macs = complexity.get("macs", 0)
     text = f"{format_count(macs)} (FLOPs {format_count(2 * macs)}), batch {complexity.get('batch', 1)}"
     sparse = complexity.get("sparse_macs")
-    return text if sparse in (None, macs) else f"{text}; {format_count(sparse)} if zeros were skipped"
+    if sparse is None or format_count(sparse) == format_count(macs):
+        return text
+    return f"{text}; {format_count(sparse)} if zeros were skipped"
 
 
 def _plan(plan: Mapping[str, Any]) -> str:
