@@ -1,0 +1,112 @@
+"""Write the results section of README.md from benchmarks/results/*.json; a missing file leaves its table out.
+
+python benchmarks/tables.py           # rewrite README.md
+python benchmarks/tables.py --check   # exit 1 if README.md is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    wanted = rewritten(text)
+    if arguments.check:
+        return 0 if wanted == text else 1
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def rewritten(text: str) -> str:
+    """The README with today's results between its markers."""
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    return head + START + "\n\n" + "\n".join(sections()) + "\n" + END + tail
+
+
+def sections() -> Iterator[str]:
+    """Every section whose results exist."""
+    for name, section in SECTIONS.items():
+        path = RESULTS / name
+        if path.exists():
+            yield from section(json.loads(path.read_text(encoding="utf-8")))
+            yield ""
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table; the first column is text."""
+    yield "| " + " | ".join(columns) + " |"
+    yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def oneshot(document: dict[str, Any]) -> Iterator[str]:
+    """Accuracy without training, global magnitude against LAMP and ERK."""
+    yield (
+        "**One-shot pruning without training**, top-1 on the 10,000 CIFAR-10 test images, before and after batch-norm "
+        "statistics were re-estimated on 1,024 training images (`benchmarks/oneshot.py`; dense: "
+        + ", ".join(f"{net} {value:.2f}" for net, value in document["dense"].items())
+        + "). Bold: the statistics that the held-out loss kept."
+    )
+    yield ""
+    rows = document["rows"]
+    scores = list(dict.fromkeys(row["score"] for row in rows))
+    keys = list(dict.fromkeys((row["net"], row["sparsity"]) for row in rows))
+    found = {(row["net"], row["sparsity"], row["score"]): row for row in rows}
+    cells = [
+        [f"{net}, {float(sparsity):.0%} zeros", *(_pair(found.get((net, sparsity, score))) for score in scores)]
+        for net, sparsity in sorted(keys)
+    ]
+    yield from table(["network", *scores], cells)
+
+
+def _pair(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    before, after = f"{row['top1_pruned']:.2f}", f"{row['top1_recalibrated']:.2f}"
+    return f"{before} / **{after}**" if row["kept"] else f"**{before}** / -"
+
+
+def selection(document: dict[str, Any]) -> Iterator[str]:
+    """Cost of the global selection against torch's own pruning."""
+    yield (
+        "**Choosing and zeroing 90 % of a network's weights**, CPU seconds and extra memory, each in a fresh process "
+        "(`benchmarks/selection.py`). One streaming read of the weights is the unit."
+    )
+    yield ""
+    titles = {"ours": "compress", "global_unstructured": "torch.nn.utils.prune"}
+    rows = [
+        [
+            f"{row['model']}: {titles[row['method']]}",
+            f"{row['cpu_s_min']:.3f} s",
+            f"{row['reads_min']:.1f}x",
+            f"{row['extra_mb_median']:.0f} MB",
+        ]
+        for row in document["rows"]
+        if row["method"] in titles
+    ]
+    yield from table(["", "CPU", "of one read", "extra memory"], rows)
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "oneshot.json": oneshot,
+    "selection.json": selection,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
