@@ -68,7 +68,7 @@ class Quality:
         self.data = data
         self.device = device
         self.record: dict[str, Any] = {**data.record, "device": str(device)}
-        self._first = True
+        self._first = not session.resume  # the first run has judged the original
 
     @property
     def tasks(self) -> tuple[Task, ...]:

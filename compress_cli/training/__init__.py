@@ -29,7 +29,8 @@ def finetune(
     Args:
         recipe: the numbers; None chooses them from the run's flags and the sparsity.
         constraint: what must hold after every step (`pruners.masks.Masks`); None trains freely.
-        schedule: with a `Masks` constraint and a `MagnitudePlan` in `plan`, how the sparsity grows.
+        schedule: how the sparsity grows in the modes `gradual` and `st3`; None for the default ramp.
+        plan: the method's plan; for magnitude pruning, --schedule may rank its tensors anew while training.
         teacher: the original; used when the recipe distils.
 
     Returns:
@@ -40,16 +41,17 @@ def finetune(
         TrainingDiverged: the loss is no number any more.
         InputError: data or disk failed; the last saved state is whole.
     """
+    from compress_cli.training.modes import choose_sparsifier, final_sparsity
     from compress_cli.training.placing import placed
     from compress_cli.training.recipe import choose_recipe
-    from compress_cli.training.sparse import choose_sparsifier
-    from compress_cli.training.trainer import Trainer
+    from compress_cli.training.trainer import Trainer, step_plan
 
-    sparsifier, sparsity = choose_sparsifier(module, constraint, schedule, plan)
+    config = session.config
     if recipe is None:
-        recipe = choose_recipe(
-            session.config, sparsity=sparsity, distils=session.config.distill and teacher is not None
-        )
+        sparsity = final_sparsity(module, constraint, plan)
+        recipe = choose_recipe(config, sparsity=sparsity, distils=config.distill and teacher is not None)
+    steps = step_plan(recipe, len(quality.train))[1] * recipe.epochs
+    sparsifier = choose_sparsifier(module, constraint, plan, config.schedule, steps, schedule)
     for reason in recipe.reasons:
         session.out.detail(f"  {reason}")
     device = quality.device

@@ -15,8 +15,6 @@ import torch
 from compress_cli.translate import pruning_errors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from pruners.magnitude_plan import MagnitudePlan
     from pruners.masks import Masks
     from pruners.schedules import Schedule
@@ -54,9 +52,6 @@ class Dense:
     def finish_(self) -> None:
         """Make the deployed form permanent."""
 
-    def constrain_copies_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Enforce the constraint on averaged copies of the weights."""
-
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights and optimiser; tensors and plain values only."""
         return {}
@@ -88,12 +83,6 @@ class Frozen(Dense):
     def finish_(self) -> None:
         """See `Dense`."""
         self._constraint.constrain_()
-
-    def constrain_copies_(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Dense`."""
-        apply = getattr(self._constraint, "apply_to_", None)
-        if apply is not None:
-            apply(tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Dense`."""
@@ -132,20 +121,3 @@ class Gradual(Frozen):
     def describe(self) -> dict[str, Any]:
         """See `Dense`."""
         return {"mode": self.kind, **self._schedule.to_dict()}
-
-
-def choose_sparsifier(
-    module: nn.Module, constraint: Any | None, schedule: Schedule | None, plan: Any | None
-) -> tuple[Dense, float | None]:
-    """What keeps the network sparse, and the sparsity of the constrained weights in the end (None: not sparse)."""
-    if constraint is None:
-        return Dense(), None
-    if schedule is not None and plan is not None:
-        return Gradual(constraint, schedule, plan), schedule.final
-    zeros = getattr(constraint, "zeros", None)
-    if zeros is None:
-        return Frozen(constraint), None
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    counted = zeros()
-    total = sum(parameters[name].numel() for name in counted)
-    return Frozen(constraint), sum(counted.values()) / total if total else None

@@ -76,8 +76,7 @@ class Trainer:
         self.session = session
         self.sparsifier = sparsifier
         self.split = quality.train
-        self.batch = _batch_size(recipe, len(self.split))
-        self.steps_per_epoch = len(self.split) // self.batch
+        self.batch, self.steps_per_epoch = step_plan(recipe, len(self.split))
         self.steps = self.steps_per_epoch * recipe.epochs
         self.numerics = Numerics(quality.device)
         self.numerics.prepare_(module)
@@ -223,10 +222,9 @@ class Trainer:
             return self.quality.measure(self.module, split, range(len(split)))
 
     def _finish(self) -> None:
-        self.sparsifier.finish_()
         if self.average is not None:
-            self.sparsifier.constrain_copies_(self.average.tensors)
             self.module.load_state_dict(self.average.tensors)
+        self.sparsifier.finish_()
         self.module.eval()
         self.finished = True
         self.save()
@@ -297,13 +295,14 @@ class Trainer:
         bar.update(done.step, self.steps, extra)
 
 
-def _batch_size(recipe: Recipe, images: int) -> int:
-    """Images a step: as asked, at most all there are, divisible between processes and parts."""
+def step_plan(recipe: Recipe, images: int) -> tuple[int, int]:
+    """Images a step (as asked, at most all there are, divisible between processes and parts), and steps an epoch."""
     unit = recipe.accumulate * distributed.world()
     batch = min(recipe.batch_size, images) // unit * unit
     if batch < 2 * unit and images < 2 * unit:
         raise InputError(f"{images} training images are too few to train on", "add images, or pass --epochs 0")
-    return max(batch, unit)
+    batch = max(batch, unit)
+    return batch, images // batch
 
 
 def _optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

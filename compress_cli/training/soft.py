@@ -1,0 +1,134 @@
+"""ST-3: train dense weights through a soft threshold that rises until the network is sparse enough.
+
+Vanderschueren & De Vleeschouwer, "Are Straight-Through gradients and Soft-Thresholding all you need for Sparse
+Training?", WACV 2023, arXiv 2212.01076. With dense weights v, the threshold t of global magnitude pruning at the
+present sparsity and m = [|v| > t], the network computes with q = beta_o * (v - sign(v) * t) * m, where per output
+channel o beta_o = 1.01 / (rho_o + 0.01), rho_o = (mean(|v| * m) + 1e-6) / (mean |v| + 1e-6): the mass that the
+threshold took is given back. The gradient of q is used for all of v as it is, masked weights included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress_cli.training.sparse import Dense
+from compress_cli.translate import pruning_errors
+from pruners.candidates import Candidate, Candidates
+from pruners.magnitude import plan as plan_magnitude
+
+if TYPE_CHECKING:
+    from pruners.magnitude_plan import MagnitudePlan
+    from pruners.schedules import Schedule
+
+
+class SoftThreshold(Dense):
+    """ST-3 over the tensors of a magnitude plan."""
+
+    kind = "ST-3"
+
+    def __init__(self, module: nn.Module, plan: MagnitudePlan, schedule: Schedule) -> None:
+        named = dict(module.named_parameters(remove_duplicate=False))
+        self._weights = {name: named[name] for name in plan.names}
+        self._transposed = _transposed_weights(module)
+        self._plan = plan
+        self._schedule = schedule
+        self._raw: dict[str, Tensor] | None = None
+        self._thresholds: dict[str, float] = dict.fromkeys(self._weights, 0.0)
+        self._made = 0
+
+    def before_forward_(self, step: int) -> None:
+        """v -> q; thresholds are found anew when the schedule says so."""
+        self._made = step
+        if self._schedule.is_due(step):
+            self._find_thresholds(step)
+        self._enter()
+
+    def after_backward_(self) -> None:
+        """q -> v; the gradient of q stays where it is, as the gradient of v."""
+        self._leave()
+
+    def after_step_(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Nothing holds for v."""
+        self._made = step + 1
+
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """q inside."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def finish_(self) -> None:
+        """v := q at the final sparsity, counted exactly on the weights as they are now."""
+        self._find_thresholds(self._schedule.end)
+        self._enter()
+        self._raw = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The thresholds; v is in the weights."""
+        return {"thresholds": dict(self._thresholds)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """See `Dense`."""
+        self._thresholds = dict(saved["thresholds"])
+
+    def describe(self) -> dict[str, Any]:
+        """See `Dense`."""
+        return {"mode": self.kind, **self._schedule.to_dict()}
+
+    def _find_thresholds(self, step: int) -> None:
+        sparsity = self._schedule.sparsity_at(step)
+        if sparsity == 0:
+            return
+        wanted = self._plan.sparsity if step >= self._schedule.end else repr(sparsity)
+        ranked = Candidates(tuple(Candidate(name, weight) for name, weight in self._weights.items()), ())
+        with pruning_errors():
+            found = plan_magnitude(ranked, self._plan.options_at(wanted))
+        # a tensor without a cut (all at its floor) has no magnitude to take off
+        self._thresholds = {cut.name: float(cut.threshold) if cut.removed else 0.0 for cut in found.cuts}
+
+    @torch.no_grad()
+    def _enter(self) -> None:
+        if self._raw is not None:
+            return
+        self._raw = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        for name, weight in self._weights.items():
+            axis = 1 if name in self._transposed else 0
+            weight.copy_(soft_threshold(weight, self._thresholds[name], axis))
+
+    @torch.no_grad()
+    def _leave(self) -> None:
+        if self._raw is None:
+            return
+        for name, weight in self._weights.items():
+            weight.copy_(self._raw[name])
+        self._raw = None
+
+
+def soft_threshold(weight: Tensor, threshold: float, channel_axis: int = 0) -> Tensor:
+    """q of a weight v: +0.0 where |v| <= threshold, else shrunk by it and scaled per output channel.
+
+    Example: v = [3, 1] in one channel with threshold 1: m = [1, 0], rho = 1.5 / 2, beta = 1.01 / 0.76,
+    q = [2 * 1.3289, 0].
+    """
+    if threshold <= 0:
+        return weight.clone()
+    size = weight.abs()
+    kept = size > threshold
+    others = [axis for axis in range(weight.dim()) if axis != channel_axis]
+    share = ((size * kept).mean(others, keepdim=True) + 1e-6) / (size.mean(others, keepdim=True) + 1e-6)
+    scale = 1.01 / (share + 0.01)
+    return torch.where(kept, scale * (weight - weight.sign() * threshold), torch.zeros_like(weight))
+
+
+def _transposed_weights(module: nn.Module) -> set[str]:
+    """Names of weights whose second dimension is the output channels."""
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return {f"{name}.weight".lstrip(".") for name, layer in module.named_modules() if isinstance(layer, kinds)}
