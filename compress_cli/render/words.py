@@ -250,6 +250,8 @@ def sentences(report: RunReport) -> Iterator[str]:
     """Everything that is no table: truth about speed, proofs, what was left alone, warnings, notes, time, files."""
     if words := truth(report):
         yield words
+    if report.complexity_after is not None:
+        yield _counting(report.complexity_after)
     if report.proof is not None and report.proof.get("summary"):
         yield f"Proof: {report.proof['summary']}."
     if report.recovery is not None and report.recovery.get("summary"):
@@ -269,6 +271,13 @@ def sentences(report: RunReport) -> Iterator[str]:
     yield f"Files: {report.folder}/"
     yield f"Again: {report.command}"
     yield f"Next:  compress inspect {report.folder}/model.pt"
+
+
+def _counting(complexity: Mapping[str, Any]) -> str:
+    """The rule that MACs were counted by, and what it leaves out of this network."""
+    uncounted = [f"{count} x {name}" for name, count in complexity.get("uncounted", ())]
+    more = f" Operators without a rule: {', '.join(uncounted)}." if uncounted else ""
+    return f"Counted: {complexity.get('rule', 'MACs of convolutions and matrix products')}.{more}"
 
 
 def _left_alone(report: RunReport) -> str:
