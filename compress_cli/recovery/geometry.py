@@ -96,7 +96,9 @@ class Geometry:
             chosen: flat indices over (batch, positions...), or None.
         """
         places = self.places(windows)
-        picked = windows.reshape(-1, *windows.shape[len(places) :]) if chosen is None else _pick(windows, places, chosen)
+        picked = (
+            windows.reshape(-1, *windows.shape[len(places) :]) if chosen is None else _pick(windows, places, chosen)
+        )
         flat = picked.reshape(picked.shape[0], self.groups, -1)
         return flat.transpose(0, 1)
 

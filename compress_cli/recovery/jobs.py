@@ -161,5 +161,3 @@ def _offset(compressed: Traced, calls: Sequence[Call]) -> Offset | None:
         if mean is not None and compressed.tensor_name(source) == mean
     ]
     return Offset(mean, -1) if mean is not None and len(readers) == 1 else None
-
-

@@ -15,6 +15,8 @@ from torch import Tensor
 
 CHUNK = 1 << 24
 """Most elements of a block of patches in float64 (128 MiB)."""
+BLOCKS = 6
+"""Into so many stripes a Gram matrix is cut to use its symmetry."""
 JITTER = 1e-10
 
 
@@ -26,20 +28,18 @@ class NormalEquations:
         gram: (groups, columns, columns).
         cross: (groups, columns, outputs).
         energy: (groups, outputs), sum of squared targets.
-        total: (groups, outputs), sum of targets.
         rows: how many rows went in.
     """
 
     gram: Tensor
     cross: Tensor
     energy: Tensor
-    total: Tensor
     rows: int = 0
 
     @classmethod
     def empty(cls, groups: int, columns: int, outputs: int, device: torch.device) -> NormalEquations:
         """Sums over nothing."""
-        sizes = ((groups, columns, columns), (groups, columns, outputs), (groups, outputs), (groups, outputs))
+        sizes = ((groups, columns, columns), (groups, columns, outputs), (groups, outputs))
         return cls(*(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
 
     def add(self, patches: Tensor, targets: Tensor) -> None:
@@ -57,23 +57,30 @@ class NormalEquations:
             y = targets[:, begin : begin + step].double()
             if constant:
                 p = torch.cat([p, p.new_ones(*p.shape[:2], 1)], dim=2)
-            self.gram += p.mT @ p
+            self._add_gram(p)
             self.cross += p.mT @ y
             self.energy += y.square().sum(1)
-            self.total += y.sum(1)
         self.rows += rows
+
+    def _add_gram(self, p: Tensor) -> None:
+        """Add p'p, computing the blocks on and below the diagonal only."""
+        columns = p.shape[2]
+        step = max(-(-columns // BLOCKS), 64)
+        for begin in range(0, columns, step):
+            end = min(begin + step, columns)
+            block = p[:, :, begin:end].mT @ p[:, :, :end]
+            self.gram[:, begin:end, :end] += block
+            self.gram[:, :begin, begin:end] += block[:, :, :begin].mT
 
     def errors(self, weights: Tensor) -> Tensor:
         """Squared error of weights (groups, columns, outputs), summed over rows: (groups, outputs)."""
         quadratic = (weights * (self.gram @ weights - 2 * self.cross)).sum(1)
         return (quadratic + self.energy).clamp(min=0)
 
-    def spread(self) -> Tensor:
-        """Sum of squared distances of the targets from their mean: (groups, outputs)."""
-        return self.energy - self.total.square() / max(self.rows, 1)
 
-
-def ridge_solutions(equations: NormalEquations, old: Tensor, support: Tensor, ridges: tuple[float, ...]) -> list[Tensor]:
+def ridge_solutions(
+    equations: NormalEquations, old: Tensor, support: Tensor, ridges: tuple[float, ...]
+) -> list[Tensor]:
     """Return one solution near the old weights for each ridge.
 
     Args:

@@ -18,7 +18,11 @@ def output_error(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> 
     for originals, found in pairs:
         count += originals[0].shape[0] if originals and originals[0].dim() else 1
         parts = [_sums(a.double(), b.double()) for a, b in zip(originals, found, strict=True)]
-        sums = parts if not sums else [[x + y for x, y in zip(a, b, strict=True)] for a, b in zip(sums, parts, strict=True)]
+        sums = (
+            parts
+            if not sums
+            else [[x + y for x, y in zip(a, b, strict=True)] for a, b in zip(sums, parts, strict=True)]
+        )
     errors = []
     for distance, square, total in sums:
         spread = float(square - total.square().sum() / count)
@@ -32,5 +36,3 @@ def _sums(original: Tensor, found: Tensor) -> list[Tensor]:
     if original.dim() == 0:
         original, found = original.unsqueeze(0), found.unsqueeze(0)
     return [(found - original).square().sum(), original.square().sum(), original.sum(0)]
-
-

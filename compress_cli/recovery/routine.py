@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class RecoveryOptions:
         ridges: tried for every output channel, relative to the diagonal of the Gram matrix; held-out images choose.
         holdout: share of the images that only checks.
         batch_size: most images in work at a time.
-        rows_per_unknown: rows of the fit for each column of the patches; positions beyond are left out at random.
+        rows_per_unknown: rows of the fit for each column of the patches (at least 20,000 in all); positions beyond are
+            left out at random.
         memory: bytes of values kept between layers for both networks together; what does not fit is computed again.
         columns: largest Gram matrix; wider layers are solved in blocks.
         sums: whether layers that end in an addition also correct its other operand.
@@ -107,8 +108,6 @@ def recover(
 
 
 def _with(options: RecoveryOptions, ridge: float | None, holdout: float | None) -> RecoveryOptions:
-    from dataclasses import replace
-
     if ridge is not None:
         options = replace(options, ridges=(ridge,))
     return options if holdout is None else replace(options, holdout=holdout)
@@ -148,14 +147,7 @@ class _Run:
     def _error(self) -> float:
         """Error of the outputs on the held-out images, from what the streams hold."""
         original, compressed = self.pair.original, self.pair.compressed
-        pairs = (
-            (
-                list(original.values(index, original.traced.outputs).values()),
-                list(compressed.values(index, compressed.traced.outputs).values()),
-            )
-            for index in self.held
-        )
-        return output_error(pairs)
+        return output_error((original.outputs(index), compressed.outputs(index)) for index in self.held)
 
     def solve(self, on_step: Step) -> list[LayerRecovery]:
         """Solve all layers in order."""
@@ -197,13 +189,7 @@ class _Run:
         stream = Stream(self.pair.compressed.traced, [self.images.batches[i] for i in self.held], 0, self.device)
         original = self.pair.original
         with evaluation(self.compressed):
-            pairs = (
-                (
-                    list(original.values(index, original.traced.outputs).values()),
-                    list(stream.values(place, stream.traced.outputs).values()),
-                )
-                for place, index in enumerate(self.held)
-            )
+            pairs = ((original.outputs(index), stream.outputs(place)) for place, index in enumerate(self.held))
             return output_error(pairs)
 
     def _copy(self) -> dict[str, Tensor]:
@@ -214,6 +200,3 @@ class _Run:
         tensors: dict[str, Any] = self.pair.compressed.traced.tensors()
         for name, value in state.items():
             tensors[name].copy_(value)
-
-
-__all__: Collection[str] = ["RecoveryOptions", "Step", "recover"]

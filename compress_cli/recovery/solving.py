@@ -19,6 +19,9 @@ from compress_cli.recovery.stream import Stream
 ROUNDING = 1e-12
 """An error below this share of the targets' size is rounding: the layer is right already."""
 
+FEWEST_ROWS = 20_000
+"""So many rows are used however few the unknowns are."""
+
 
 class Options(Protocol):
     """The part of `RecoveryOptions` that one layer needs."""
@@ -62,6 +65,26 @@ class _Layer:
         return self.matrix.shape[1] - self.with_offset
 
 
+class _Spread:
+    """Squared distance of targets from their means, over rows, groups and outputs."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.square = matrix.new_zeros(matrix.shape[0], matrix.shape[2])
+        self.total = torch.zeros_like(self.square)
+        self.rows = 0
+
+    def add(self, targets: Tensor) -> None:
+        """Add targets (groups, rows, outputs)."""
+        values = targets.double()
+        self.square += values.square().sum(1)
+        self.total += values.sum(1)
+        self.rows += targets.shape[1]
+
+    def value(self) -> float:
+        """The sum, never 0."""
+        return max(float((self.square - self.total.square() / max(self.rows, 1)).sum()), 1e-300)
+
+
 @torch.no_grad()
 def solve_(
     pair: Pair, job: Job, later: Collection[Node], fitted: int, options: Options, generator: torch.Generator
@@ -78,21 +101,21 @@ def solve_(
     """
     layer = _read(pair, job)
     corrects = [options.sums and _can_correct(pair, job, use, later) for use in job.uses]
-    old, before, after, ridge, rows = layer.matrix.clone(), None, 0.0, 0.0, 0
+    old, errors, ridge, rows = layer.matrix.clone(), [], 0.0, 0
     for columns in _blocks(layer, options.columns):
-        fit, held = _gather(pair, job, corrects, layer, columns, fitted, options, generator)
-        error, ridge = _improve(layer, columns, fit, held, options.ridges)
-        spread = float(held.spread().sum().clamp(min=1e-300))
-        before = error[0] / spread if before is None else before
-        after, rows = error[1] / spread, fit.rows
+        spread = _Spread(layer.matrix)
+        fit, held = _gather(pair, job, corrects, layer, columns, fitted, options, generator, spread)
+        found, ridge = _improve(layer, columns, fit, held, options.ridges)
+        errors += [error / spread.value() for error in found]
+        rows = fit.rows
     changed = bool((layer.matrix != old).any())
     if changed:
         _write(pair, job, layer, old)
     return LayerRecovery(
         name=job.name,
         kept=changed,
-        before=before or 0.0,
-        after=after,
+        before=errors[0],
+        after=errors[-1],
         ridge=ridge,
         corrected=any(corrects),
         uses=len(job.uses),
@@ -112,7 +135,9 @@ def _read(pair: Pair, job: Job) -> _Layer:
     offset = matrix.new_zeros(groups, 1, outputs)
     if job.offset.sign > 0:
         offset += tensors[job.offset.name].detach().double().reshape(groups, 1, outputs)
-    return _Layer(torch.cat([matrix, offset], 1), torch.cat([support, torch.ones_like(offset, dtype=torch.bool)], 1), True)
+    return _Layer(
+        torch.cat([matrix, offset], 1), torch.cat([support, torch.ones_like(offset, dtype=torch.bool)], 1), True
+    )
 
 
 def _can_correct(pair: Pair, job: Job, use: Use, later: Collection[Node]) -> bool:
@@ -143,16 +168,19 @@ def _gather(
     fitted: int,
     options: Options,
     generator: torch.Generator,
+    spread: _Spread,
 ) -> tuple[NormalEquations, NormalEquations]:
     """Sum the normal equations of some columns over the fitted and over the held-out batches."""
     matrix = layer.matrix
     sizes = (matrix.shape[0], columns.stop - columns.start, matrix.shape[2], matrix.device)
     fit, held = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes)
-    limit = -(-options.rows_per_unknown * matrix.shape[1] // fitted)
+    limit = -(-max(options.rows_per_unknown * matrix.shape[1], FEWEST_ROWS) // fitted)
     for index in range(len(pair.compressed)):
         sums = fit if index < fitted else held
         for use, correct in zip(job.uses, corrects, strict=True):
             patches, targets = _rows(pair, job, use, correct, index, limit, generator)
+            if sums is held:
+                spread.add(targets)
             if columns.start == 0 and columns.stop == matrix.shape[1]:
                 sums.add(patches, targets)
             else:

@@ -27,12 +27,17 @@ class Stream:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def values(self, index: int, wanted: Collection[Node]) -> dict[Node, Any]:
+    def values(self, index: int, wanted: Sequence[Node]) -> dict[Node, Any]:
         """Return the values of some nodes for one batch."""
         known = {node: value.to(self.device) for node, value in self._kept[index].items()}
         order = self.traced.needed(wanted, known)
         fixed = {node: self.traced.fixed_value(node) for node in wanted if self.traced.is_fixed(node)}
         return {**self.traced.evaluate(order, known, [node for node in wanted if node not in fixed]), **fixed}
+
+    def outputs(self, index: int) -> list[Tensor]:
+        """Return the network's outputs for one batch."""
+        found = self.values(index, self.traced.outputs)
+        return [found[node] for node in self.traced.outputs]
 
     def settle(self, pending: Collection[Node]) -> None:
         """Move the frontier up to the operators that will still change, if it fits into the budget.

@@ -95,7 +95,7 @@ class Traced:
         return sorted(found, key=self.place.__getitem__)
 
     @torch.no_grad()
-    def evaluate(self, order: Sequence[Node], known: Mapping[Node, Tensor], keep: Iterable[Node]) -> dict[Node, Any]:
+    def evaluate(self, order: Sequence[Node], known: Mapping[Node, Tensor], keep: Sequence[Node]) -> dict[Node, Any]:
         """Run operators in order and return the values of `keep`; others are dropped after their last use.
 
         Args:
@@ -118,7 +118,7 @@ class Traced:
             for source in node.all_input_nodes:
                 if last[source] == index and source not in kept:
                     values.pop(source, None)
-        return {node: values[node] for node in kept}
+        return {node: values[node] for node in dict.fromkeys(keep)}
 
     def calls(self) -> list[Call]:
         """All uses of stored weights by convolutions and matrix products, in execution order."""
