@@ -1,0 +1,178 @@
+"""Values that carry channel identities, and the two things that happen to them: unions and the tie.
+
+A plane is a vector of ids along one dim of a value: which atom each index of that dim descends from. A value has at
+most one plane per dim; a dim without a plane holds nothing that can be removed (image channels, tokens, batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruners.channels.labels import RESERVED, Ids, Labels, Reason
+
+Planes = Mapping[int, Ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the traced program: its static shape and the planes of its dims."""
+
+    shape: tuple[int, ...]
+    planes: Planes = field(default_factory=dict)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dims."""
+        return len(self.shape)
+
+    def plane(self, dim: int) -> Ids | None:
+        """The ids along a dim (negative dims count from the end), None without any."""
+        return self.planes.get(dim % self.ndim) if self.shape else None
+
+    def all_ids(self) -> list[Ids]:
+        """Every plane of the value."""
+        return list(self.planes.values())
+
+
+class Scope:
+    """What a rule may do: unite, freeze and make ids; knows the operator at work.
+
+    Attributes:
+        first_buffer: ids from here on belong to no parameter.
+    """
+
+    def __init__(self, labels: Labels, first_buffer: int) -> None:
+        self.labels = labels
+        self.first_buffer = first_buffer
+        self.operator = ""
+        self.source = ""
+
+    def reason(self, text: str) -> Reason:
+        """A reason at the operator at work."""
+        return Reason(text, self.operator, self.source)
+
+    def freeze(self, ids: Ids | None, text: str) -> None:
+        """Forbid the removal of these ids."""
+        if ids is not None and ids.size:
+            self.labels.freeze(ids, self.reason(text))
+
+    def freeze_value(self, value: object, text: str) -> None:
+        """Freeze every plane of a value, or of all values in a list; other objects are passed over."""
+        if isinstance(value, Value):
+            for ids in value.all_ids():
+                self.freeze(ids, text)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                self.freeze_value(item, text)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.freeze_value(item, text)
+
+    def unite(self, left: Ids, right: Ids) -> None:
+        """Remove these pairs together from now on."""
+        self.labels.unite(left, right)
+
+    def pair(self, left: Ids | None, right: Ids | None, missing: str) -> Ids | None:
+        """Unite two vectors; with one missing, freeze the other and give `missing` as its reason."""
+        if left is not None and right is not None:
+            self.unite(left, right)
+            return left
+        self.freeze(left, missing)
+        self.freeze(right, missing)
+        return left if left is not None else right
+
+    def pair_all(self, vectors: Sequence[Ids | None], missing: str) -> Ids | None:
+        """Unite many vectors of one length; if any is missing, freeze all others."""
+        known = [vector for vector in vectors if vector is not None]
+        for other in known[1:]:
+            self.unite(known[0], other)
+        if known and len(known) < len(vectors):
+            self.freeze(known[0], missing)
+        return known[0] if known else None
+
+    def untagged(self, text: str) -> int:
+        """An id that freezes whatever it meets."""
+        return self.labels.reason_id(self.reason(text))
+
+    def removable(self, ids: Ids) -> int:
+        """How many distinct classes with a parameter could be removed from a vector."""
+        roots = np.unique(self.labels.find(ids))
+        return int(((roots >= RESERVED) & (roots < self.first_buffer)).sum())
+
+    def tie(self, field_of_ids: Tensor) -> dict[int, Ids]:
+        """Make a field of ids vary along one dim only, uniting along all others.
+
+        Kept is the dim whose first row holds most removable classes, on equality the last.
+
+        Args:
+            field_of_ids: integer tensor of the value's shape.
+
+        Returns:
+            The plane by its dim; empty when the field is constant (its ids are then frozen: nothing could carry them).
+        """
+        if field_of_ids.numel() == 0:
+            return {}
+        varying = _varying(field_of_ids)
+        if not varying:
+            self.freeze(field_of_ids.flatten()[:1].numpy(), "position-bound operator")
+            return {}
+        for dim in range(field_of_ids.dim()):
+            if dim not in varying:
+                field_of_ids = field_of_ids.narrow(dim, 0, 1)
+        best = varying[0]
+        if len(varying) > 1:
+            # dims along which only tied ids differ are no choice any more
+            classes = torch.from_numpy(self.labels.find(np.ascontiguousarray(field_of_ids.numpy())))
+            varying = _varying(classes) or varying
+            best = varying[0]
+        if len(varying) > 1:
+            counts = [self.removable(_first_row(field_of_ids, dim)) for dim in varying]
+            best = max(zip(counts, varying, strict=True))[1]
+        size = field_of_ids.shape[best]
+        rows: Ids = field_of_ids.movedim(best, 0).reshape(size, -1).numpy()  # (size, other positions)
+        if rows.shape[1] > 1:
+            rows = np.unique(rows, axis=1)
+            self.unite(np.repeat(rows[:, 0], rows.shape[1] - 1), rows[:, 1:].reshape(-1))
+        return {best: np.ascontiguousarray(rows[:, 0])}
+
+    def merge(self, found: Sequence[Mapping[int, Ids]]) -> dict[int, Ids]:
+        """Join planes that came from several planes of one value; two on one dim: the smaller choice is frozen."""
+        planes: dict[int, Ids] = {}
+        for each in found:
+            for dim, ids in each.items():
+                other = planes.get(dim)
+                if other is None:
+                    planes[dim] = ids
+                elif not np.array_equal(other, ids):
+                    small, large = sorted((other, ids), key=self.removable)
+                    self.freeze(small, "two channel dims merge into one")
+                    planes[dim] = large
+        return planes
+
+
+def _varying(ids: Tensor) -> list[int]:
+    return [
+        dim
+        for dim, size in enumerate(ids.shape)
+        if size > 1 and bool((ids.narrow(dim, 1, size - 1) != ids.narrow(dim, 0, 1)).any())
+    ]
+
+
+def _first_row(ids: Tensor, dim: int) -> Ids:
+    index: list[Any] = [0] * ids.dim()
+    index[dim] = slice(None)
+    row: Ids = ids[tuple(index)].numpy()
+    return row
+
+
+def spread(shape: Sequence[int], dim: int, ids: Ids) -> Tensor:
+    """Return a plane as an integer tensor of the value's whole shape (expanded, not copied)."""
+    view = [1] * len(shape)
+    view[dim] = -1
+    return torch.from_numpy(ids).view(view).expand(tuple(shape))
