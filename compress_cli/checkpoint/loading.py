@@ -25,7 +25,11 @@ from compress_cli.checkpoint.reading import RawCheckpoint, read_tensors
 from compress_cli.checkpoint.sniff import Kind
 from compress_cli.errors import InputError, UsageError
 
-PLAN_BUILDERS: dict[str, str | None] = {"magnitude": None, "alds": "decomposers.alds:restructure_"}
+PLAN_BUILDERS: dict[str, str | None] = {
+    "magnitude": None,
+    "alds": "decomposers.alds:restructure_",
+    "channels": "pruners.channels:restructure_",
+}
 """Method -> "package.module:function" that changes a fresh module's structure as its plan says; None: no change."""
 
 
