@@ -32,6 +32,8 @@ PLAN_BUILDERS: dict[str, str | None] = {
 }
 """Method -> "package.module:function" that changes a fresh module's structure as its plan says; None: no change."""
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -92,9 +94,28 @@ def load(
     asked = parse_inputs(input_shape, inputs)
     given = parse_architecture(arch, arch_args) if arch else None
     raw = read_tensors(path, trust_pickle)
+    refuse_nan(Path(path), raw.tensors)
     if given is None and not trust_pickle:
         require_stored_consent(Path(path), raw, confirmed)
     return rebuild(Path(path), raw, given=given, arch_args=tuple(arch_args), asked=asked, seed=seed)
+
+
+def refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check biases, norms and statistics, which no ranking ever looks at; larger tensors are checked when ranked.
+
+    Infinity is left alone: masks and the ranges of observers hold it on purpose.
+
+    Raises:
+        InputError: a tensor of fewer than two dimensions holds NaN.
+    """
+    small = ((name, tensor) for name, tensor in tensors.items() if tensor.dim() < 2 and tensor.dtype in _FLOATS)
+    found = [name for name, tensor in small if bool(tensor.isnan().any())]
+    if found:
+        more = f" and {len(found) - 3} more tensors" if len(found) > 3 else ""
+        raise InputError(
+            f"{file}: {', '.join(found[:3])}{more} holds NaN",
+            "the checkpoint is damaged or training diverged: use an earlier one",
+        )
 
 
 def require_stored_consent(file: Path, raw: RawCheckpoint, confirmed: Architecture | None = None) -> None:
