@@ -19,12 +19,13 @@ from compress_cli.version import __version__
 
 VERBS: dict[str, tuple[str, str]] = {
     "prune": ("compress_cli.commands.prune:prune", "Zero the smallest weights, fine-tune, export, measure."),
+    "decompose": ("compress_cli.commands.decompose:decompose", "Two thinner layers for one (ALDS), under a budget."),
     "export": ("compress_cli.commands.export:export", "Write a model as a verified ONNX file."),
     "check": ("compress_cli.commands.check:check", "Compare a run or an ONNX file with limits; for CI."),
     "report": ("compress_cli.commands.report:report", "A finished run as text, JSON, Markdown or HTML."),
     "sweep": ("compress_cli.commands.sweep:sweep", "Several methods at several budgets, and the best of them."),
     "inspect": ("compress_cli.commands.inspect:inspect", "What is in a checkpoint or a run folder."),
-    "plan": ("compress_cli.commands.plan:plan", "Dry run of prune: what would change, layer by layer."),
+    "plan": ("compress_cli.commands.plan:plan", "Dry run: what would change, layer by layer."),
     "unpack": (
         "compress_cli.commands.unpack:unpack",
         "Expand a packed ONNX file to a plain one, bit for bit.",

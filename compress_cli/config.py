@@ -39,6 +39,10 @@ class RunConfig:
     score: Score = "magnitude"
     floor: str = "0.02%"
     schedule: Schedule = "one-shot"
+    objective: str | None = None
+    error: str | None = None
+    schemes: str | None = None
+    max_groups: int | None = None
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     arch: str | None = None
@@ -119,6 +123,7 @@ def _check(config: RunConfig) -> None:
         ("batch_size", 1),
         ("calib_samples", 0),
         ("seed", 0),
+        ("max_groups", 1),
         ("resize", 1),
     ):
         value = getattr(config, name)

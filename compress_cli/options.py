@@ -144,6 +144,30 @@ Method = Annotated[
     str | None,
     option("--method", help=f"{', '.join(METHODS)}. Default magnitude.", panel=SELECT),
 ]
+DecomposeMethod = Annotated[
+    str | None,
+    option("--method", help="alds, or to compare: svd, svd-energy, pca (needs --calib). Default alds.", panel=SELECT),
+]
+ObjectiveOption = Annotated[
+    str | None,
+    option("--objective", help="max (least largest error) or sum (least sum of squares). Default max.", panel=SELECT),
+]
+ErrorOption = Annotated[
+    str | None,
+    option("--error", help="score (the paper's), fro, or output (measured on --calib). Default score.", panel=SELECT),
+]
+Schemes = Annotated[
+    str | None,
+    option("--schemes", help="Folding schemes to choose from: 0, 0,3 or all. Default 0.", panel=SELECT),
+]
+MaxGroups = Annotated[
+    int | None,
+    option(
+        "--max-groups",
+        help="Most slices a layer. Groups save bytes, not time. Default: 1 with --max-latency, else no limit.",
+        panel=SELECT,
+    ),
+]
 MaxParams = Annotated[
     str | None, option("--max-params", help="Limit on stored parameters: 5M or 50% of the original.", panel=GATES)
 ]

@@ -38,6 +38,27 @@ def pruning_errors() -> Iterator[None]:
 
 
 @contextmanager
+def decomposition_errors() -> Iterator[None]:
+    """Turn what `decomposers` raises about a user's network or wishes into errors with a fix."""
+    from decomposers import errors as d
+
+    try:
+        yield
+    except d.NoMatch as error:
+        close = ", ".join(error.close_matches)
+        fix = f"closest names: {close}" if close else "compress inspect lists the names"
+        raise UsageError(str(error), fix) from error
+    except d.NothingToDecompose as error:
+        raise UnsupportedModelError(str(error), "prune it instead: compress prune FILE --sparsity 0.8") from error
+    except d.InfeasibleBudget as error:
+        raise UsageError(str(error), "allow more, or fewer layers in --ignore") from error
+    except d.BadWeights as error:
+        raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
+    except (d.PlanMismatch, d.BadPlan) as error:
+        raise InputError(str(error), "apply the plan to the checkpoint it was made for") from error
+
+
+@contextmanager
 def export_errors() -> Iterator[None]:
     """Turn a failed export into an error that says how to go on without one."""
     from exporters.onnx_export import ExportFailed
@@ -63,4 +84,4 @@ def counting_errors() -> Iterator[None]:
         ) from error
 
 
-__all__ = ["CompressError", "counting_errors", "export_errors", "pruning_errors"]
+__all__ = ["CompressError", "counting_errors", "decomposition_errors", "export_errors", "pruning_errors"]

@@ -188,9 +188,11 @@ def dense_weight(pair: nn.Sequential, layer: Factored, shape: LayerShape) -> Ten
 def restored(original: nn.Module, compressed: nn.Module, plan: AldsPlan) -> nn.Module:
     """Return a copy of the original with the reconstructed weights and every other tensor of the compressed model."""
     twin = copy.deepcopy(original)
-    known = twin.state_dict()
-    kept = {name: value for name, value in compressed.state_dict().items() if name in known}
-    twin.load_state_dict(kept, strict=False)
+    current = compressed.state_dict()
+    with torch.no_grad():
+        for name, value in twin.state_dict().items():
+            if isinstance(value, Tensor) and name in current:
+                value.copy_(current[name])
     every = dict(compressed.named_modules(remove_duplicate=False))
     for layer in plan.layers:
         users = {name: module for name, module in twin.named_modules(remove_duplicate=False) if name in layer.names}

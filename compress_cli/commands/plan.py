@@ -16,12 +16,22 @@ EPILOG = """Examples:
 
 compress plan resnet50.pth --sparsity 0.9
 
-compress plan net.th --arch nets.py:resnet56 --sparsity 95% --ignore 'fc*' --json"""
+compress plan net.th --arch nets.py:resnet56 --sparsity 95% --ignore 'fc*' --json
+
+compress plan resnet50.pth --method alds --max-params 50%"""
 
 
 def plan(
     checkpoint: o.Checkpoint,
+    method: o.Method = None,
     sparsity: o.Sparsity = None,
+    max_params: o.MaxParams = None,
+    max_flops: o.MaxFlops = None,
+    max_size: o.MaxSize = None,
+    objective: o.ObjectiveOption = None,
+    error: o.ErrorOption = None,
+    schemes: o.Schemes = None,
+    max_groups: o.MaxGroups = None,
     scope: o.ScopeOption = None,
     score: o.ScoreOption = None,
     floor: o.Floor = None,
@@ -32,13 +42,16 @@ def plan(
     input_shape: o.InputShape = None,
     input: o.InputOption = None,
     trust_pickle: o.TrustPickle = None,
+    calib: o.Calib = None,
+    calib_samples: o.CalibSamples = None,
+    preprocess: o.Preprocess = None,
     seed: o.Seed = None,
     config: o.ConfigFile = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> int:
-    """Dry run of prune: the same code path up to the decision, printed layer by layer."""
+    """Dry run of prune and decompose: the same code path up to the decision, printed layer by layer."""
     flags = RunFlags.split(dict(locals()))
     out = Out(as_json=flags.as_json, quiet=flags.quiet, verbose=flags.verbose)
     resolved = resolve("plan", flags.checkpoint, flags.settings, flags.config_file)

@@ -1,0 +1,354 @@
+"""`--method alds` and its baselines `svd`, `svd-energy`, `pca`: `decomposers.alds` behind the pipeline's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress_cli.errors import CompressError, UsageError, VerificationError
+from compress_cli.methods.alds_budgets import ONNX_OVERHEAD, Budget, achieved_counts, solve
+from compress_cli.methods.base import Measured
+from compress_cli.report import Achieved, LayerRow, Skipped
+from compress_cli.translate import decomposition_errors
+from decomposers import alds
+from decomposers.alds_plan import Factored
+from decomposers.errors import ProofFailed
+from decomposers.moments import Moments
+from decomposers.options import AldsOptions, Method, options_of
+from decomposers.surgery import NETWORK_TOLERANCE
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compress_cli.checkpoint import LoadedModel
+    from compress_cli.config import RunConfig
+    from compress_cli.quality import Quality
+    from compress_cli.session import Session
+
+SLOW = 1.02
+"""Latency ratio from which grouped encoders are named as the cause."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The plan, the budgets it was made for, and the moments that its factors need (empty unless from images)."""
+
+    plan: alds.AldsPlan
+    budgets: tuple[Budget, ...]
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan's document."""
+        return self.plan.to_dict()
+
+    def explain(self) -> str:
+        """The plan as lines of text."""
+        return self.plan.explain()
+
+
+class Alds:
+    """Two thinner layers for one: groups and rank of every layer chosen at once under one budget."""
+
+    needs_module = True
+    name: ClassVar[Method] = "alds"
+
+    def check(self, config: RunConfig) -> None:
+        """At least one budget, and options that go together."""
+        if not any((config.max_params, config.max_flops, config.max_size, config.max_latency)):
+            raise UsageError(
+                f"--method {self.name} needs a budget",
+                "pass --max-params 50%, --max-flops 50%, --max-size 4MB or --max-latency 80%",
+            )
+        if config.sparsity is not None:
+            raise UsageError("--sparsity is for magnitude pruning", "pass --max-params, or prune the result afterwards")
+        if config.max_size and not config.export:
+            raise UsageError("--max-size needs the ONNX file", "drop --no-export, or use --max-params")
+        if config.max_latency and not config.export:
+            raise UsageError("--max-latency needs the ONNX file", "drop --no-export, or use --max-flops")
+        options = self._options(config)
+        if options.needs_images and not (config.calib or config.data or config.task):
+            raise UsageError(
+                f"the error {options.error!r} is measured on images", "add --calib DIR with some hundred of them"
+            )
+
+    def _options(self, config: RunConfig) -> AldsOptions:
+        """The method's options with the flags over them.
+
+        Raises:
+            UsageError: a name or number that the method does not know, or a combination that makes no sense.
+        """
+        groups = config.max_groups
+        if groups is None and config.max_latency:
+            groups = 1  # grouped encoders save bytes and MACs, not time
+        try:
+            if self.name != "alds":
+                if config.error or config.objective or config.schemes or config.max_groups not in (None, 1):
+                    raise ValueError("--error, --objective, --schemes and --max-groups belong to --method alds")
+                return options_of(self.name, config.ignore, config.only)
+            given = {"objective": config.objective, "error": config.error, "schemes": _schemes(config.schemes)}
+            known = {name: value for name, value in given.items() if value is not None}
+            return AldsOptions(max_groups=groups, ignore=config.ignore, only=config.only, **known)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UsageError(str(error), "compress decompose --help lists what goes together") from error
+
+    def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Decision:
+        """Compute the error of every form of every layer, and choose.
+
+        Raises:
+            UsageError: a budget that cannot be met, with the nearest one that can.
+            UnsupportedModelError: nothing can be decomposed.
+        """
+        assert loaded.module is not None  # the pipeline has seen to both
+        assert loaded.example_inputs is not None
+        options, store = self._options(session.config), _spectra_file(session)
+        images = tuple(quality.calibration()) if options.needs_images and quality is not None else ()
+        with _gone_if_refused(store), decomposition_errors():
+            with session.stage("spectra"):
+                analysis = session.shared.once(f"alds {options}", lambda: _analyse(loaded, options, images, store))
+            budgets = tuple(_budgets(session, loaded, analysis))
+            timings = _timings(session, loaded.module, analysis) if any(b.quantity == "ms" for b in budgets) else None
+            chosen = solve(analysis, budgets, timings)
+            return Decision(alds.with_true_errors(chosen, loaded.module, analysis.moments), budgets, analysis.moments)
+
+    def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
+        """Put pairs of layers in place of layers."""
+        assert loaded.module is not None
+        with decomposition_errors():
+            alds.apply_(loaded.module, plan.plan, plan.moments)
+
+    def settle(self, session: Session, loaded: LoadedModel, plan: Decision) -> Decision:
+        """Training does not change the structure."""
+        return plan
+
+    def prove(self, original: nn.Module, loaded: LoadedModel, plan: Decision) -> dict[str, Any]:
+        """Every pair equals the dense layer with the reconstructed weight, and so does the network.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        assert loaded.module is not None
+        assert loaded.example_inputs is not None
+        try:
+            found = alds.prove(original, loaded.module, plan.plan, loaded.example_inputs)
+        except ProofFailed as error:
+            raise VerificationError(
+                str(error), "this is a bug in compress: please report it, and leave the layer out with --ignore"
+            ) from error
+        worst = max(found.layers.values(), default=0.0)
+        return {
+            "kind": "factors",
+            "layers": len(found.layers),
+            "worst_layer_difference": worst,
+            "network_difference": found.network,
+            "network_tolerance": NETWORK_TOLERANCE,
+            "summary": f"{len(found.layers)} pairs of layers equal their dense layers with the reconstructed weights to"
+            f" {worst:.1e} (float64), the network to {found.network:.1e} (float32)",
+        }
+
+    def constraint(self, module: nn.Module, plan: Decision) -> None:
+        """Pairs are ordinary layers: nothing to enforce."""
+        return
+
+    def removed(self, module: nn.Module, plan: Decision) -> Any:
+        """Recovery finds decoders by structure: layer `X` of the original is `X.0`, `X.1` now."""
+        from compress_cli.recovery import Correspondence
+
+        return Correspondence()
+
+    def warnings(self, plan: Decision) -> tuple[str, ...]:
+        """Grouped encoders, and whatever else the plan says."""
+        return plan.plan.warnings
+
+    def skipped(self, plan: Decision) -> tuple[Skipped, ...]:
+        """Layers left alone, and those that stay dense."""
+        return tuple(Skipped(item.name, item.reason) for item in (*plan.plan.skipped, *plan.plan.kept))
+
+    def achieved(self, config: RunConfig, plan: Decision, measured: Measured) -> tuple[Achieved, ...]:
+        """Budgets against what was counted in the reloaded model; bytes and latency are gates.
+
+        Raises:
+            VerificationError: the model does not have the predicted parameters or MACs.
+        """
+        before, after = measured.complexity_before, measured.complexity_after
+        _compare("parameters", plan.plan.params_before - plan.plan.params_after, before.params - after.params)  # type: ignore[union-attr]
+        _compare("MACs", plan.plan.macs_before - plan.plan.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
+        rows = []
+        for budget in plan.budgets:
+            count = achieved_counts(budget, after)
+            if count is not None:
+                total = achieved_counts(budget, before) or 0
+                rows.append(Achieved(budget.quantity, budget.asked, floor(budget.bound), count, total, exact=False))
+        return tuple(rows)
+
+    def layers(self, plan: Decision, measured: Measured) -> tuple[LayerRow, ...]:
+        """One row per replaced layer, counted in the files."""
+        return tuple(_row(layer, measured) for layer in plan.plan.layers)
+
+
+class Svd(Alds):
+    """The same share of the rank of every layer."""
+
+    name: ClassVar[Method] = "svd"
+
+
+class SvdEnergy(Alds):
+    """The same share of the squared singular values of every layer."""
+
+    name: ClassVar[Method] = "svd-energy"
+
+
+class Pca(Alds):
+    """The same share of the variance of every layer's output on images."""
+
+    name: ClassVar[Method] = "pca"
+
+
+def _schemes(text: str | None) -> tuple[int, ...] | None:
+    """Read `0`, `0,3` or `all`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    if text == "all":
+        return (0, 1, 2, 3)
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise ValueError(f"--schemes {text!r} is no list of numbers from 0 to 3, such as 0,3, and not `all`")
+    return tuple(int(part) for part in parts)
+
+
+def _spectra_file(session: Session) -> Path | None:
+    """Where spectra are kept: in the run folder, or in the folder that all runs of a sweep share."""
+    if session.shared.folder is not None:
+        session.shared.folder.mkdir(parents=True, exist_ok=True)
+        return session.shared.folder / "spectra.npz"
+    try:
+        return session.folder.file("spectra.npz")
+    except RuntimeError:  # a dry run has no folder
+        return None
+
+
+@contextmanager
+def _gone_if_refused(store: Path | None) -> Iterator[None]:
+    """Remove spectra that this run wrote when its request cannot be met: a refused run leaves no folder."""
+    known = store is not None and store.exists()
+    try:
+        yield
+    except CompressError:
+        if store is not None and not known:
+            store.unlink(missing_ok=True)
+        raise
+
+
+def _analyse(loaded: LoadedModel, options: AldsOptions, images: Sequence[Any], store: Path | None) -> alds.Analysis:
+    assert loaded.module is not None
+    return alds.analyse(loaded.module, loaded.example_inputs or (), options, images=images, cache=store)
+
+
+def _timings(session: Session, module: nn.Module, analysis: alds.Analysis) -> Any:
+    """Milliseconds of candidate forms, for latency budgets; the same for all runs of a sweep."""
+    from compress_cli.methods.layer_timings import measure_forms
+
+    config = session.config
+    with session.stage("layer timings", "Timing candidate forms of every layer"):
+        return session.shared.once(
+            f"alds timings {analysis.options}",
+            lambda: measure_forms(module, analysis, config.threads, config.seed),
+        )
+
+
+def _budgets(session: Session, loaded: LoadedModel, analysis: alds.Analysis) -> list[Budget]:
+    """Every limit in absolute numbers.
+
+    Raises:
+        UsageError: a limit on the ONNX file or its latency in a dry run, where there is no file.
+    """
+    limits = {limit.kind: limit for limit in session.config.limits()}
+    found = []
+    if limit := limits.get("params"):
+        total = float(analysis.structure.params)
+        found.append(Budget("params", limit.text, float(limit.bound(total) or 0.0), total))
+    if limit := limits.get("macs"):
+        total = float(_complexity(session, loaded).macs)
+        found.append(Budget("macs", limit.text, float(limit.bound(total) or 0.0), total))
+    if limit := limits.get("bytes"):
+        total, exact = _onnx_bytes(session, loaded, analysis)
+        allowed = float(limit.bound(total) or 0.0) - (ONNX_OVERHEAD * len(analysis.tables) if exact else 0)
+        found.append(Budget("bytes", limit.text, max(allowed, 0.0), total))
+    if limit := limits.get("ms"):
+        total = _original_ms(session, loaded)
+        found.append(Budget("ms", limit.text, float(limit.bound(total) or 0.0), total))
+    return found
+
+
+def _complexity(session: Session, loaded: LoadedModel) -> Any:
+    from profilers.complexity import measure
+
+    assert loaded.module is not None
+    return session.shared.once("complexity", lambda: measure(loaded.module, loaded.example_inputs))  # type: ignore[arg-type]
+
+
+def _onnx_bytes(session: Session, loaded: LoadedModel, analysis: alds.Analysis) -> tuple[float, bool]:
+    """Bytes of the original ONNX file, and whether they were measured; a dry run counts tensors instead."""
+    if _spectra_file(session) is None:
+        return float(analysis.bytes_total), False
+    from compress_cli.shipping import export_original
+
+    original = session.shared.once("original onnx", lambda: export_original(session, loaded))
+    return float(original.file_bytes), True
+
+
+def _original_ms(session: Session, loaded: LoadedModel) -> float:
+    """Median latency of the original ONNX file on this machine."""
+    from compress_cli.methods.layer_timings import median_ms
+    from compress_cli.shipping import export_original
+
+    if _spectra_file(session) is None:
+        raise UsageError("--max-latency needs measurements, which a dry run does not make", "plan with --max-flops")
+    original = session.shared.once("original onnx", lambda: export_original(session, loaded))
+    return session.shared.once("original ms", lambda: median_ms(original.path, session.config.threads))
+
+
+def _compare(what: str, planned: int, found: int) -> None:
+    if planned != found:
+        raise VerificationError(
+            f"the plan saves {planned:,} {what}, the written model {found:,}",
+            "this is a bug in compress: please report it with the run folder's log.txt",
+        )
+
+
+def _row(layer: Factored, measured: Measured) -> LayerRow:
+    """One replaced layer: its weight in the original file, the weights of its two halves in the written one."""
+    before = measured.before[_name_in(measured.before, f"{layer.name}.weight")]
+    prefix = f"{layer.name}."
+    after = [tensor for name, tensor in measured.after.items() if name.startswith(prefix) and name.endswith("weight")]
+    form = f"{layer.groups} x rank {layer.rank}" if layer.groups > 1 else f"rank {layer.rank}"
+    scheme = f", scheme {layer.scheme}" if layer.scheme else ""
+    return LayerRow(
+        name=f"{layer.name}.weight",
+        shape=tuple(before.shape),
+        weights=before.numel(),
+        zeros_before=_zeros(before),
+        zeros_after=sum(map(_zeros, after)),
+        weights_after=sum(tensor.numel() for tensor in after),
+        change=f"{form}{scheme}, score {layer.score:.3f}",
+    )
+
+
+def _zeros(tensor: Tensor) -> int:
+    return int((tensor == 0).sum())
+
+
+def _name_in(tensors: Mapping[str, Tensor], name: str) -> str:
+    """The name under which a file holds a tensor: torchvision's older names differ from the module's."""
+    from compress_cli.checkpoint.names import modern_names
+
+    if name in tensors:
+        return name
+    return next(old for old, modern in modern_names(tensors.keys()).items() if modern == name)
