@@ -71,18 +71,18 @@ def class_folder(root: Path) -> ImageList:
     """
     classes = sorted(item.name for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not classes:
-        stray = next(_images(root), None)
-        what = f"images but no class folders (such as {stray.name})" if stray else "no class folders"
+        stray = next(_images(str(root)), None)
+        what = f"images but no class folders (such as {Path(stray).name})" if stray else "no class folders"
         raise InputError(f"{root} has {what}", f"{_TREE}; unlabelled images go to --calib")
-    files: list[Path] = []
+    files: list[str] = []
     labels: list[int] = []
     for index, name in enumerate(classes):
-        found = sorted(_images(root / name, deep=True))
+        found = sorted(_images(os.path.join(root, name), deep=True))
         if not found:
             raise InputError(f"{root / name} holds no images", f"{_TREE}; image types: {' '.join(SUFFIXES)}")
         files += found
         labels += [index] * len(found)
-    return ImageList(root, tuple(files), tuple(labels), tuple(classes))
+    return ImageList(root, tuple(map(Path, files)), tuple(labels), tuple(classes))
 
 
 def any_folder(path: str, flag: str = "--calib") -> ImageList:
@@ -92,7 +92,7 @@ def any_folder(path: str, flag: str = "--calib") -> ImageList:
         InputError: missing or without images.
     """
     root = _existing(path, flag)
-    files = tuple(sorted(_images(root, deep=True)))
+    files = tuple(map(Path, sorted(_images(str(root), deep=True))))
     if not files:
         raise InputError(f"{flag} {path} holds no images", f"image types: {' '.join(SUFFIXES)}")
     return ImageList(root, files, (), ())
@@ -135,16 +135,16 @@ def _every_fifth(images: ImageList) -> list[int]:
     return chosen
 
 
-def _images(folder: Path, *, deep: bool = False) -> Iterator[Path]:
+def _images(folder: str, *, deep: bool = False) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
                 if deep:
-                    yield from _images(Path(entry.path), deep=True)
+                    yield from _images(entry.path, deep=True)
             elif entry.name.lower().endswith(SUFFIXES):
-                yield Path(entry.path)
+                yield entry.path
 
 
 def _other_classes(train: ImageList, test: ImageList) -> InputError:
