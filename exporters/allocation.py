@@ -29,6 +29,7 @@ Array = NDArray[Any]
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 _PROBE_BITS = 3
+_PROBE_INPUTS = 2
 _CORRECTIONS = 5
 
 
@@ -39,12 +40,14 @@ class Allocation:
     Attributes:
         budget: the error that was allowed.
         measured: the whole coded file against the exact one on the calibration inputs.
+        value_bytes: codes and codebooks.
         weighted: whether the codebooks are fitted to what the inputs make matter.
     """
 
     bits: Mapping[str, int]
     budget: float
     measured: Comparison
+    value_bytes: int
     weighted: bool
     runs: int
 
@@ -102,7 +105,8 @@ def allocate(
     if best is None:
         bits = dict.fromkeys(tables, BITS[-1])
         best = bits, _measure(source, feeds, exact, "packed-cb8", {}, weighted)
-    return Allocation(best[0], budget, best[1], bool(weighted), runs)
+    size = sum(_cost(int(np.count_nonzero(w.array)), 0, best[0][w.name]) for w in found)
+    return Allocation(best[0], budget, best[1], round(size), bool(weighted), runs)
 
 
 def _distortions(weight: Weight, importance: Array | None) -> dict[int, float]:
@@ -130,10 +134,11 @@ def _factors(
 ) -> dict[str, float]:
     """Squared output error by squared codebook error, from one run per tensor with only that one coded."""
     factors = {}
+    few = min(len(feeds), _PROBE_INPUTS)
     with _Swapper(source) as swapper:
         for weight in found:
             coded = _coded(weight, _PROBE_BITS, importance.get(weight.name))
-            error = compare_answers(exact, swapper.run(feeds, {weight.name: coded})).rms_rel
+            error = compare_answers(exact[:few], swapper.run(feeds[:few], {weight.name: coded})).rms_rel
             own = tables[weight.name][_PROBE_BITS]
             factors[weight.name] = error**2 / own if own else 0.0
     return factors

@@ -39,7 +39,7 @@ class Left:
     reason: str
 
 
-def weights(model: ModelProto) -> tuple[list[Weight], list[Left]]:
+def weights(model: ModelProto, *, least_bytes: int = LEAST_BYTES) -> tuple[list[Weight], list[Left]]:
     """(tensors of the outer graph that may be packed, tensors left alone), both in the file's order."""
     graph = model.graph
     outputs = {value.name for value in graph.output}
@@ -48,7 +48,7 @@ def weights(model: ModelProto) -> tuple[list[Weight], list[Left]]:
     found: list[Weight] = []
     left: list[Left] = []
     for tensor in graph.initializer:
-        reason = _unfit(tensor, outputs, inputs)
+        reason = _unfit(tensor, outputs, inputs, least_bytes)
         if reason:
             left.append(Left(tensor.name, tensor_bytes(tensor), reason))
             continue
@@ -58,10 +58,10 @@ def weights(model: ModelProto) -> tuple[list[Weight], list[Left]]:
     return found, left
 
 
-def _unfit(tensor: TensorProto, outputs: set[str], inputs: set[str]) -> str:
+def _unfit(tensor: TensorProto, outputs: set[str], inputs: set[str], least_bytes: int) -> str:
     if tensor.data_type not in _KINDS:
         return f"its type {TensorProto.DataType.Name(tensor.data_type).lower()} is not packed"
-    if tensor_bytes(tensor) < LEAST_BYTES:
+    if tensor_bytes(tensor) < least_bytes:
         return "too small to gain anything"
     if tensor.name in outputs:
         return "it is an output of the graph"

@@ -1,0 +1,115 @@
+"""`compress export`: a checkpoint or any ONNX file as a verified ONNX file, its weights in the form that is asked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compress_cli import options as o
+from compress_cli.console import Out
+from compress_cli.errors import EXIT_OK
+
+EPILOG = """Examples:
+
+compress export model.pt --weights packed -o model.onnx
+
+compress export resnet18.pth --weights int8 --calib images/ -o resnet18-int8.onnx
+
+compress export pruned.onnx --weights packed-cb4 -o small.onnx
+
+compress export model.pt --weights dense --ort -o model.onnx"""
+
+Source = Annotated[
+    str, typer.Argument(metavar="FILE", help="Checkpoint, or an ONNX file made by any tool.", show_default=False)
+]
+Target = Annotated[
+    str | None, o.option("-o", "--output", help="ONNX file to write (default: NAME-WEIGHTS.onnx).", metavar="FILE")
+]
+Weights = Annotated[
+    str,
+    o.option(
+        "--weights",
+        help="auto (packed when smaller), dense, packed, packed-fp16, packed-q2..q8, packed-cb2..cb8, packed-cb "
+        "(bits chosen per layer) or int8. Default auto.",
+    ),
+]
+MaxError = Annotated[
+    str | None,
+    o.option("--max-error", help="packed-cb: relative output error allowed, such as 2%. Default: that of packed-cb4."),
+]
+Calibration = Annotated[
+    str, o.option("--calibration", help="int8 ranges: minmax, entropy or percentile. Default minmax.")
+]
+ReduceRange = Annotated[
+    bool, o.option("--reduce-range", help="int8 with 7-bit weights, for x86 processors without VNNI.")
+]
+Ort = Annotated[bool, o.option("--ort", help="Also write the .ort file and its required-operators configuration.")]
+Mobile = Annotated[
+    bool, o.option("--mobile", help="Pooling as GlobalAveragePool, and a report on NNAPI and CoreML support.")
+]
+
+
+def export(
+    file: Source,
+    output: Target = None,
+    weights: Weights = "auto",
+    max_error: MaxError = None,
+    calibration: Calibration = "minmax",
+    reduce_range: ReduceRange = False,
+    mobile: Mobile = False,
+    ort: Ort = False,
+    arch: o.Arch = None,
+    arch_args: o.ArchArgs = None,
+    input_shape: o.InputShape = None,
+    input: o.InputOption = None,
+    trust_pickle: o.TrustPickle = None,
+    calib: o.Calib = None,
+    calib_samples: o.CalibSamples = None,
+    preprocess: o.Preprocess = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    resize: o.Resize = None,
+    seed: o.Seed = None,
+    overwrite: Annotated[bool, o.option("--overwrite", help="Replace a file that is already there.")] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> int:
+    """Write a model as one ONNX file that standard runtimes open, compare it with the original, and say what it weighs.
+
+    Packed weights unpack themselves while the runtime loads the file: smaller on disk, the same model in memory.
+    """
+    from compress_cli.exporting import Request, parse_request, run_export
+    from compress_cli.render.exporting import render_export
+
+    out = Out(as_json=json, quiet=quiet)
+    request: Request = parse_request(
+        file,
+        output,
+        weights=weights,
+        max_error=max_error,
+        calibration=calibration,
+        reduce_range=reduce_range,
+        mobile=mobile,
+        ort=ort,
+        overwrite=overwrite,
+        model={
+            "arch": arch,
+            "arch_args": tuple(arch_args or ()),
+            "input_shape": input_shape,
+            "inputs": tuple(input or ()),
+            "trust_pickle": bool(trust_pickle),
+            "seed": seed or 0,
+        },
+        calib=calib,
+        images={
+            "calib_samples": calib_samples,
+            "preprocess": preprocess,
+            "mean": mean,
+            "std": std,
+            "resize": resize,
+        },
+    )
+    document = run_export(request, out)
+    out.result(document, lambda console: render_export(document, console))
+    return EXIT_OK

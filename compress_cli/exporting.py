@@ -1,0 +1,323 @@
+"""What `compress export` does: checkpoint or ONNX file -> dense ONNX -> weights in the asked form -> proof -> file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress_cli.errors import InputError, UsageError, VerificationError
+from compress_cli.onnx_files import free_target, onnx_errors, published
+from compress_cli.translate import export_errors
+
+if TYPE_CHECKING:
+    from compress_cli.console import Out
+
+TIERS = tuple(f"packed-{code}{bits}" for code in ("q", "cb") for bits in range(2, 9))
+WEIGHTS = ("auto", "dense", "packed", "packed-fp16", *TIERS, "packed-cb", "int8")
+METHODS = ("minmax", "entropy", "percentile")
+CALIBRATION_IMAGES = 128
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked command line. `model`: arguments of `checkpoint.load`; `images`: how calibration images are read."""
+
+    source: Path
+    target: Path
+    weights: str
+    max_error: float | None
+    calibration: str
+    reduce_range: bool
+    mobile: bool
+    ort: bool
+    model: Mapping[str, Any]
+    calib: str | None
+    images: Mapping[str, Any]
+
+
+def parse_request(file: str, output: str | None, *, overwrite: bool, **flags: Any) -> Request:
+    """Check the flags; nothing heavy is imported.
+
+    Raises:
+        UsageError: an unknown form or method, a malformed number, or a file that is in the way.
+    """
+    _known("--weights", flags["weights"], WEIGHTS)
+    _known("--calibration", flags["calibration"], METHODS)
+    source = Path(file)
+    stem = source.name.split(".")[0] or "model"
+    target = free_target(output or f"{stem}-{flags['weights']}.onnx", source, overwrite=overwrite)
+    if target.suffix.lower() != ".onnx":
+        raise UsageError(f"-o {target} does not end in .onnx", f"-o {target}.onnx (--ort adds the .ort file beside it)")
+    error = flags["max_error"]
+    if error is not None and flags["weights"] != "packed-cb":
+        raise UsageError("--max-error is for --weights packed-cb", "add --weights packed-cb, or drop --max-error")
+    if flags["calib"] is not None and (flags["images"]["calib_samples"] or 1) < 1:
+        raise UsageError(f"--calib-samples {flags['images']['calib_samples']} is below 1", "pass at least 1")
+    return Request(source=source, target=target, **{**flags, "max_error": None if error is None else _share(error)})
+
+
+def _known(flag: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        close = difflib.get_close_matches(value, valid, n=2)
+        raise UsageError(
+            f"{flag} {value!r} is unknown",
+            f"valid: {', '.join(valid)}" + (f" (did you mean {' or '.join(close)}?)" if close else ""),
+        )
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise UsageError(f"--max-error {text!r} is not a share", "write it as 2% or 0.02, above 0 and below 1")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    """The dense file to start from, how it came about, and what feeds it."""
+
+    path: Path
+    kind: str
+    export: Mapping[str, Any] | None
+    verification: Mapping[str, Any] | None
+    loaded: Any
+
+
+def run_export(request: Request, out: Out) -> dict[str, Any]:
+    """Carry out a request; the files appear only when every proof holds.
+
+    Raises:
+        CompressError: with the exit code of design.md section 4.
+    """
+    begin = time.perf_counter()
+    notes: list[str] = []
+    with onnx_errors(), published(request.target) as work, tempfile.TemporaryDirectory() as scratch:
+        dense = _dense(request, Path(scratch), out, notes)
+        if request.mobile:
+            notes.append(_pooling(dense.path))
+        feeds, held_out = _calibration(request, dense, out)
+        variant = _variant(request, dense.path, work, feeds, held_out, out)
+        _demand(variant)
+        extra = _mobile_files(request, dense.path, variant, work, out)
+        document = {
+            "schema_version": 1,
+            "ok": True,
+            "command": "export",
+            "source": str(request.source),
+            "kind": dense.kind,
+            "file": str(request.target),
+            "weights": variant.weights,
+            **_sizes(variant, work, dense.path),
+            "export": dense.export,
+            "verification": dense.verification,
+            "variant": variant.to_dict(),
+            **extra,
+            "notes": [*notes, *variant.notes],
+        }
+    for note in variant.notes:
+        out.warning(note)
+    return _finished({**document, "seconds": time.perf_counter() - begin}, work, request.target)
+
+
+def _finished(document: Mapping[str, Any], work: Path, target: Path) -> dict[str, Any]:
+    """JSON types only, with the final names of the files."""
+    from compress_cli.rundir import finite
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        return value.replace(str(work.parent), str(target.parent)) if isinstance(value, str) else value
+
+    result: dict[str, Any] = renamed(finite(document))
+    return result
+
+
+def _dense(request: Request, folder: Path, out: Out, notes: list[str]) -> _Dense:
+    """The dense ONNX file of what the user named.
+
+    Raises:
+        InputError: nothing says how to build the network.
+        VerificationError: the export does not equal PyTorch.
+    """
+    from compress_cli.checkpoint.sniff import Kind, sniff
+
+    path = folder / "dense.onnx"
+    if sniff(request.source) is Kind.ONNX:
+        from exporters import files
+        from exporters.packing import unpack
+
+        given = [flag for flag in ("arch", "arch_args", "trust_pickle") if request.model[flag]]
+        if given:
+            flag = "--" + given[0].replace("_", "-")
+            raise UsageError(f"{flag} is for checkpoints, and {request.source} is an ONNX file", f"drop {flag}")
+        names = unpack(request.source, path)
+        files.check(path)
+        if names:
+            notes.append(f"the source is packed: {len(names)} tensors were unpacked first")
+        return _Dense(path, "onnx", None, None, None)
+    return _from_checkpoint(request, path, out, notes)
+
+
+def _from_checkpoint(request: Request, path: Path, out: Out, notes: list[str]) -> _Dense:
+    from compress_cli.checkpoint import load
+    from compress_cli.shipping import callable_form
+    from exporters.onnx_export import export
+    from exporters.verify import verify
+
+    out.info(f"Reading {request.source}")
+    loaded = load(request.source, **request.model)
+    if loaded.module is None or loaded.example_inputs is None:
+        raise InputError(f"{request.source} cannot be exported: {loaded.missing_reason}", _how_to_build(loaded))
+    call = callable_form(loaded, loaded.module)
+    out.info("Exporting to ONNX")
+    with export_errors():
+        result = export(
+            call.module,
+            call.inputs,
+            path,
+            input_names=call.input_names,
+            output_names=call.output_names,
+            dynamic_batch=call.dynamic_batch,
+        )
+    notes.extend((*loaded.notes, *result.notes))
+    out.info("Comparing ONNX Runtime with PyTorch")
+    found = verify(call.module, path, call.inputs, input_names=result.input_names)
+    if not found.ok:
+        raise VerificationError(
+            f"ONNX Runtime does not equal PyTorch ({'; '.join(found.warnings) or 'the outputs differ'}; tolerance "
+            f"{found.rtol:g}): no file was written",
+            "report the network: its export is wrong",
+        )
+    for warning in found.warnings:
+        out.warning(warning)
+    section = {name: getattr(result, name) for name in result.__dataclass_fields__ if name != "path"}
+    proof = {
+        "ok": found.ok,
+        "rtol": found.rtol,
+        "max_abs": found.max_abs,
+        "max_rel": found.max_rel,
+        "comparisons": len(found.agreements),
+        "warnings": list(found.warnings),
+        "notes": list(found.notes),
+    }
+    return _Dense(path, str(loaded.kind), section, proof, loaded)
+
+
+def _how_to_build(loaded: Any) -> str:
+    if loaded.module is None:
+        return "pass --arch torchvision:NAME, timm:NAME or path/to/net.py:factory"
+    return "pass --input-shape CxHxW, or --input NAME=SHAPE:dtype"
+
+
+def _pooling(path: Path) -> str:
+    from exporters import files
+    from exporters.mobile import pooling_for_phones
+
+    model = files.read(path)
+    count = pooling_for_phones(model)
+    if count:
+        files.write(model, path)
+        files.check(path)
+    return f"{count} means over image axes written as GlobalAveragePool"
+
+
+def _calibration(request: Request, dense: _Dense, out: Out) -> tuple[list[Any] | None, list[Any] | None]:
+    """(feeds to calibrate on, feeds to compare on) from `--calib`; None without it."""
+    if request.calib is None:
+        return None, None
+    from compress_cli.onnx_input import image_feeds
+
+    feeds = image_feeds(
+        dense.path,
+        request.calib,
+        samples=request.images["calib_samples"] or CALIBRATION_IMAGES,
+        batch=BATCH,
+        loaded=dense.loaded,
+        seed=request.model["seed"],
+        **{name: request.images[name] for name in ("preprocess", "mean", "std", "resize")},
+    )
+    out.info(f"Calibration: {sum(len(next(iter(f.values()))) for f in feeds)} images of {request.calib}")
+    held = len(feeds) // 4
+    return (feeds[held:], feeds[:held]) if held else (feeds, None)
+
+
+def _variant(request: Request, dense: Path, work: Path, feeds: Any, held_out: Any, out: Out) -> Any:
+    from exporters.variants import write_variant
+
+    wanted = "packed" if request.weights == "auto" else request.weights
+    options = {"feeds": feeds, "held_out": held_out, "max_error": request.max_error, "say": out.info}
+    try:
+        found = write_variant(
+            dense, work, wanted, method=request.calibration, reduce_range=request.reduce_range, **options
+        )
+    except ValueError as error:  # a budget that eight bits do not meet
+        raise UsageError(str(error), "allow more with --max-error, or use --weights packed-fp16") from error
+    if request.weights == "auto" and found.bytes >= 0.99 * found.dense_bytes:
+        found = write_variant(dense, work, "dense")
+        reason = "dense weights: packing would not make the file smaller (too few zeros)"
+        return dataclasses.replace(found, notes=(*found.notes, reason))
+    if wanted == "packed" and found.bytes >= found.dense_bytes:
+        reason = "the packed file is not smaller than the dense one (too few zeros)"
+        return dataclasses.replace(found, notes=(*found.notes, reason))
+    return found
+
+
+def _demand(variant: Any) -> None:
+    """The proofs that a file must pass before it is written.
+
+    Raises:
+        VerificationError: it differs from the dense file by more than its form may, or its decoder is not folded.
+    """
+    found = variant.comparison
+    if not variant.ok:
+        allowed = f"{variant.tolerance:.2%}" if variant.tolerance else "no difference"
+        raise VerificationError(
+            f"with --weights {variant.weights} the outputs differ by {found.rms_rel:.2%} of their size, allowed: "
+            f"{allowed}; no file was written",
+            "use a form with more bits, or calibrate on real images with --calib",
+        )
+    packing = variant.packing or (variant.int8.packing if variant.int8 else None)
+    if packing is not None and packing.folded is False:
+        raise VerificationError(
+            "ONNX Runtime does not unpack the weights while loading, so every run would be slower; no file was written",
+            "use --weights dense, and report the network",
+        )
+
+
+def _sizes(variant: Any, work: Path, dense: Path) -> dict[str, Any]:
+    from profilers.size import file_size
+
+    own, plain = file_size(work), file_size(dense)
+    return {
+        "bytes": own.bytes,
+        "gzip_bytes": own.gzip_bytes,
+        "dense_bytes": plain.bytes,
+        "dense_gzip_bytes": plain.gzip_bytes,
+    }
+
+
+def _mobile_files(request: Request, dense: Path, variant: Any, work: Path, out: Out) -> dict[str, Any]:
+    found: dict[str, Any] = {"mobile": None, "ort": None}
+    if request.mobile:
+        from exporters.mobile import usability
+
+        found["mobile"] = [row.to_dict() for row in usability(dense)]
+    if request.ort:
+        from exporters.mobile import convert_to_ort
+
+        out.info("Converting to .ort")
+        source = work if variant.weights not in ("dense",) else dense
+        found["ort"] = convert_to_ort(source, work.with_suffix(".ort")).to_dict()
+    return found
