@@ -55,7 +55,8 @@ def measure_net(net: str, arguments: argparse.Namespace, document: dict[str, Any
         "arch": f"{ROOT / 'examples/cifar_resnet.py'}:{net}",
         "input_shape": "3x32x32",
         "data": str(arguments.data),
-        "preprocess": "cifar10",
+        "mean": ".485,.456,.406",  # what these weights were trained with
+        "std": ".229,.224,.225",
         "calib_samples": arguments.images,
         "epochs": 0,
     }
