@@ -127,7 +127,7 @@ def pack(
         source: any ONNX file.
         target: the file to write; not `source`. A result above 2 GB also writes `target`.data, which it names.
         tier: one of `TIERS`: exact values, fp16, `q2`..`q8` (uniform per channel) or `cb2`..`cb8` (codebook).
-            Lossy tiers change only weights of convolutions and products.
+            Lossy tiers change only weights of convolutions and products, and store their biases as fp16.
         codes: value code of single tensors by name, in place of the tier's.
         importance: how much each element's squared error matters, by tensor name (for codebooks).
         check: run the ONNX checker, rebuild every tensor and compare bit for bit, ask ONNX Runtime whether it folds.
@@ -207,7 +207,8 @@ class _Wishes:
     importance: Mapping[str, Array]
 
     def code_of(self, weight: Weight) -> str:
-        code = self.codes.get(weight.name, self.code if weight.product else "f32")
+        usual = self.code if weight.product else "f16" if weight.bias and self.code != "f32" else "f32"
+        code = self.codes.get(weight.name, usual)
         if code not in VALUE_CODES:
             raise ValueError(f"unknown value code {code!r} for {weight.name}; one of {', '.join(VALUE_CODES)}")
         return code

@@ -22,12 +22,19 @@ _KINDS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorPr
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor: `channel_axis` counts output channels; `product` says whether it feeds a convolution or product."""
+    """One tensor of a graph.
+
+    Attributes:
+        channel_axis: the axis that counts output channels.
+        product: it is the weight of a convolution or matrix product.
+        bias: it is the bias of one.
+    """
 
     name: str
     array: Array
     channel_axis: int
     product: bool
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ def weights(model: ModelProto, *, least_bytes: int = LEAST_BYTES) -> tuple[list[
     graph = model.graph
     outputs = {value.name for value in graph.output}
     inputs = {value.name for value in graph.input} if model.ir_version >= NO_OVERRIDE_IR else set()
-    uses = product_axes(graph)
+    uses, biases = product_axes(graph), _biases(graph)
     found: list[Weight] = []
     left: list[Left] = []
     for tensor in graph.initializer:
@@ -54,7 +61,8 @@ def weights(model: ModelProto, *, least_bytes: int = LEAST_BYTES) -> tuple[list[
             continue
         array = numpy_helper.to_array(tensor)
         axis = uses.get(tensor.name)
-        found.append(Weight(tensor.name, array, 0 if axis is None else axis % max(array.ndim, 1), axis is not None))
+        place = 0 if axis is None else axis % max(array.ndim, 1)
+        found.append(Weight(tensor.name, array, place, axis is not None, tensor.name in biases))
     return found, left
 
 
@@ -77,6 +85,17 @@ def product_axes(graph: GraphProto) -> dict[str, int]:
         for name, axis in _product_inputs(node):
             axes.setdefault(name, axis)
     return axes
+
+
+def _biases(graph: GraphProto) -> set[str]:
+    """Names that are nothing but the third input of convolutions and Gemm."""
+    as_bias: set[str] = set()
+    otherwise: set[str] = set()
+    for node in all_nodes(graph):
+        takes_bias = node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.domain in ("", "ai.onnx")
+        for place, name in enumerate(node.input):
+            (as_bias if takes_bias and place == 2 else otherwise).add(name)
+    return as_bias - otherwise
 
 
 def _product_inputs(node: NodeProto) -> Iterator[tuple[str, int]]:
