@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +14,7 @@ from compress_cli.atomic import atomic_path
 from compress_cli.checkpoint import save
 from compress_cli.errors import CompressError, InputError
 from tests.compress_cli.checkpoint.checkpoint_files import refusal, weights
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(item.name for item in folder.iterdir())
+from tests.compress_cli.places import files_of_at_most, names, without_privileges
 
 
 def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -68,24 +62,6 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     assert "File name too long" in refused(tmp_path / f"{'x' * 250}.pt")
 
 
-@contextmanager
-def without_privileges(*folders: Path) -> Iterator[None]:
-    """Become an ordinary user for a moment where the tests run as root, who may write anywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    opened = [(folder, folder.stat().st_mode) for folder in folders]
-    for folder, _ in opened:
-        folder.chmod(0o755)
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        for folder, mode in opened:
-            folder.chmod(mode)
-
-
 @pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read-only", "closed"])
 def test_an_unwritable_folder(tmp_path: Path, mode: int) -> None:
     save(tmp_path / "model.pt", tensors=weights())  # whatever is imported on first use
@@ -97,17 +73,6 @@ def test_an_unwritable_folder(tmp_path: Path, mode: int) -> None:
     assert "no permission to write in" in text
     assert "choose a folder that you own with -o" in text
     assert names(folder) == []
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A limit on the size of files makes every writer fail in its middle, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_while_torch_writes(tmp_path: Path) -> None:
