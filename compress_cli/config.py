@@ -19,11 +19,11 @@ from compress_cli.errors import UsageError
 from compress_cli.methods import METHODS
 from compress_cli.quantities import LIMIT_KINDS, Limit, parse_limit
 from compress_cli.version import __version__
+from compress_cli.weight_forms import WEIGHTS, check_known
 
 Scope = Literal["global", "layer"]
 Score = Literal["magnitude", "lamp", "erk"]
-Schedule = Literal["one-shot", "gradual"]
-Weights = Literal["auto", "dense", "packed"]
+Schedule = Literal["one-shot", "gradual", "st3", "acdc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class RunConfig:
     batch_size: int | None = None
     weight_decay: float | None = None
     distill: bool = False
-    weights: Weights = "auto"
+    recipe: tuple[str, ...] = ()
+    weights: str = "auto"
     safetensors: bool = False
     max_params: str | None = None
     max_flops: str | None = None
@@ -113,6 +114,7 @@ def resolve(verb: str, checkpoint: str, flags: Mapping[str, Any], config_file: P
 
 
 def _check(config: RunConfig) -> None:
+    check_known("--weights", config.weights, WEIGHTS)
     if config.method not in METHODS:
         close = difflib.get_close_matches(config.method, list(METHODS), n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -134,6 +136,10 @@ def _check(config: RunConfig) -> None:
         raise UsageError(f"--lr {config.lr} is not a learning rate", "pass a positive number such as --lr 0.02")
     if config.data and config.task:
         raise UsageError("--data and --task were both given", "a task file brings its own data: drop --data")
+    if config.recipe:
+        from compress_cli.training.words import parse_recipe
+
+        parse_recipe(config.recipe)
     config.limits()
 
 

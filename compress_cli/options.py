@@ -54,7 +54,11 @@ Floor = Annotated[
 ]
 ScheduleOption = Annotated[
     str | None,
-    option("--schedule", help="one-shot, or gradual (cubic ramp while training). Default one-shot.", panel=SELECT),
+    option(
+        "--schedule",
+        help="one-shot, or prune while training: gradual (cubic ramp), st3 or acdc. Default one-shot.",
+        panel=SELECT,
+    ),
 ]
 Ignore = Annotated[
     list[str] | None,
@@ -135,9 +139,23 @@ WeightDecay = Annotated[float | None, option("--weight-decay", help="Default 1e-
 Distill = Annotated[
     bool | None, option("--distill", help="Train towards the original model's outputs too.", panel=DATA)
 ]
+RecipeOption = Annotated[
+    list[str] | None,
+    option(
+        "--recipe",
+        help="More of the training recipe, repeatable: ema=0.999, curve=cosine, label_smoothing=0.1, mixup=0.2, ...",
+        panel=DATA,
+        metavar="NAME=VALUE",
+    ),
+]
 WeightsOption = Annotated[
     str | None,
-    option("--weights", help="ONNX weights: auto (packed when smaller), dense or packed.", panel=OUTPUT),
+    option(
+        "--weights",
+        help="Weights in the ONNX file: auto (packed when smaller), dense, packed, packed-fp16, packed-q2..q8, "
+        "packed-cb2..cb8, packed-cb (bits by layer) or int8.",
+        panel=OUTPUT,
+    ),
 ]
 Safetensors = Annotated[bool | None, option("--safetensors", help="Also write model.safetensors.", panel=OUTPUT)]
 Method = Annotated[

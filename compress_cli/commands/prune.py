@@ -42,6 +42,7 @@ def prune(
     batch_size: o.BatchSize = None,
     weight_decay: o.WeightDecay = None,
     distill: o.Distill = None,
+    recipe: o.RecipeOption = None,
     weights: o.WeightsOption = None,
     safetensors: o.Safetensors = None,
     max_params: o.MaxParams = None,

@@ -20,15 +20,17 @@ class Augmentation:
 
     border: int
     flip: bool
+    randaugment: bool = False
 
     @classmethod
-    def standard(cls, channels: int, side: int) -> Augmentation:
+    def standard(cls, channels: int, side: int, *, randaugment: bool = False) -> Augmentation:
         """An eighth of the side as border (4 of 32); grey images (digits, letters, scans) are not mirrored."""
-        return cls(side // 8, channels == 3)
+        return cls(side // 8, channels == 3, randaugment)
 
     def describe(self) -> str:
         """In words, for the report."""
-        return f"random shift of up to {self.border} pixels" + (", random mirroring" if self.flip else "")
+        more = (", random mirroring" if self.flip else "") + (", RandAugment" if self.randaugment else "")
+        return f"random shift of up to {self.border} pixels{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,18 @@ def augment(images: Tensor, augmentation: Augmentation, draws: EpochDraws, posit
     rows = rows.view(batch, 1, height, 1).expand(-1, channels, -1, padded.shape[3])
     columns = columns.view(batch, 1, 1, width).expand(-1, channels, height, -1)
     return padded.gather(2, rows).gather(3, columns)
+
+
+def rand_augment(images: Tensor, positions: Tensor, seed: int, epoch: int) -> Tensor:
+    """torchvision's RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on each uint8 image by its own random numbers."""
+    from torchvision.transforms import v2
+
+    change = v2.RandAugment()
+    changed = []
+    for image, position in zip(images, positions.tolist(), strict=True):
+        torch.manual_seed(mix(seed, epoch, 4, position))
+        changed.append(change(image))
+    return torch.stack(changed)
 
 
 def mix(*numbers: int) -> int:

@@ -154,8 +154,9 @@ class LoadedSplit:
 class FileImages(Dataset[Any]):
     """Image files as uint8 pixels of the input's size, or through the user's own transform."""
 
-    def __init__(self, images: ImageList, preprocess: Preprocess, *, training: bool) -> None:
+    def __init__(self, images: ImageList, preprocess: Preprocess, *, training: bool, randaugment: bool = False) -> None:
         self._images = images
+        self._randaugment = randaugment
         self._preprocess = preprocess
         self._training = training
 
@@ -186,7 +187,8 @@ class FileImages(Dataset[Any]):
 
         # the training crop of torchvision's ImageNet recipes (Szegedy et al. 2014, arXiv 1409.4842, section 6)
         crop = v2.RandomResizedCrop(list(size), antialias=True)(image)
-        return v2.RandomHorizontalFlip()(crop)
+        flipped = v2.RandomHorizontalFlip()(crop)
+        return v2.RandAugment()(flipped) if self._randaugment else flipped
 
 
 def _move(value: Any, device: torch.device) -> Any:

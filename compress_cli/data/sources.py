@@ -15,6 +15,7 @@ from compress_cli.data.loading import FileImages, LoadedSplit
 from compress_cli.data.preprocess import Preprocess, choose_preprocess
 from compress_cli.data.splits import MemoryImages, Split
 from compress_cli.tasks import Task, classification, read_task_file
+from compress_cli.training.words import parse_recipe
 
 if TYPE_CHECKING:
     from compress_cli.checkpoint import LoadedModel
@@ -102,7 +103,9 @@ def _from_folders(
         preprocess, why = choose_preprocess(config, loaded)
         tree = read_tree(config.data, trains=trains)
         say(f"Data: {tree.explanation}; {why}")
-        train = images_split(tree.train, preprocess, training=True) if tree.train is not None else None
+        more = bool(parse_recipe(config.recipe).get("randaugment"))
+        if tree.train is not None:
+            train = images_split(tree.train, preprocess, training=True, randaugment=more)
         test = images_split(tree.test, preprocess, training=False) if tree.test is not None else None
         known = tree.train or tree.test
         classes = len(known.classes) if known is not None else None
@@ -124,7 +127,9 @@ def _calibration_images(config: RunConfig, loaded: LoadedModel, folder: str, rec
     return images
 
 
-def images_split(images: ImageList, preprocess: Preprocess, *, training: bool) -> MemoryImages | LoadedSplit:
+def images_split(
+    images: ImageList, preprocess: Preprocess, *, training: bool, randaugment: bool = False
+) -> MemoryImages | LoadedSplit:
     """Image files as a split: in memory when they are small, else read on demand.
 
     Raises:
@@ -137,12 +142,12 @@ def images_split(images: ImageList, preprocess: Preprocess, *, training: bool) -
         height, width = preprocess.size or (first.height, first.width)
         taken = len(images) * preprocess.channels * height * width
         if max(height, width) <= SMALL_SIDE and taken <= SMALL_BYTES:
-            augmentation = Augmentation.standard(preprocess.channels, min(height, width)) if training else None
-            return MemoryImages(images, preprocess, augmentation)
+            augmentation = Augmentation.standard(preprocess.channels, min(height, width), randaugment=randaugment)
+            return MemoryImages(images, preprocess, augmentation if training else None)
     words = "random resized crop, random mirroring" if preprocess.transform is None else preprocess.name
     return LoadedSplit(
         FileImages(images, preprocess, training=False),
-        training=FileImages(images, preprocess, training=True) if training else None,
+        training=FileImages(images, preprocess, training=True, randaugment=randaugment) if training else None,
         labels=images.labels or None,
         finish=preprocess.normalise if preprocess.transform is None else None,
         description={"folder": str(images.root), "augmentation": words if training else None},

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compress_cli.data.augment import Augmentation, EpochDraws, augment, draw
+from compress_cli.data.augment import Augmentation, augment, draw, rand_augment
 from compress_cli.data.decode import PixelCache, decode
 from compress_cli.data.folders import ImageList
 from compress_cli.data.preprocess import Preprocess
@@ -84,17 +84,18 @@ class MemoryImages:
         augmentation = self._augmentation if epoch is not None else None
         draws = draw(augmentation, len(self), seed, epoch or 0) if augmentation is not None else None
         for piece in pieces:
-            yield self._batch(torch.as_tensor(piece, dtype=torch.int64), device, augmentation, draws)
+            positions = torch.as_tensor(piece, dtype=torch.int64)
+            images = self._gather(positions, device)
+            if augmentation is not None and draws is not None:
+                if augmentation.randaugment:
+                    images = rand_augment(images, positions, seed, epoch or 0)
+                images = augment(images, augmentation, draws, positions)
+            target = self._targets[positions].to(device) if len(self._targets) else None
+            yield Batch((self._preprocess.normalise(images),), target, positions)
 
-    def _batch(
-        self, positions: Tensor, device: torch.device, augmentation: Augmentation | None, draws: EpochDraws | None
-    ) -> Batch:
+    def _gather(self, positions: Tensor, device: torch.device) -> Tensor:
         store = self._on(device)
-        images = store[positions.to(store.device)].to(device)
-        if augmentation is not None and draws is not None:
-            images = augment(images, augmentation, draws, positions)
-        target = self._targets[positions].to(device) if len(self._targets) else None
-        return Batch((self._preprocess.normalise(images),), target, positions)
+        return store[positions.to(store.device)].to(device)
 
     def _on(self, device: torch.device) -> Tensor:
         """The pixels where they are gathered: on a GPU when they take at most a third of its free memory."""

@@ -56,7 +56,7 @@ def finetune(
         session.out.detail(f"  {reason}")
     device = quality.device
     with placed(module, device):
-        if teacher is not None and recipe.distill > 0:
+        if teacher is not None and (recipe.distill > 0 or recipe.features > 0):
             teacher.eval()
             with placed(teacher, device):
                 return Trainer(module, quality, recipe, session, sparsifier=sparsifier, teacher=teacher).run()

@@ -6,11 +6,12 @@ The float32 weights and their gradients stay float32 everywhere.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from compress_cli.data import Batch
 from compress_cli.training import distributed
 
 
@@ -31,11 +32,19 @@ class Numerics:
         if self.device.type == "cuda":
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def inputs(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Image batches in the layout of the weights."""
+    @property
+    def look_every(self) -> int:
+        """Steps between looks at the loss: each waits for the device, which costs nothing on a CPU."""
+        return 1 if self.device.type == "cpu" else 25
+
+    def batch(self, batch: Batch) -> Batch:
+        """The batch with images in the layout of the weights."""
         if self.device.type != "cuda":
-            return tuple(tensors)
-        return tuple(item.to(memory_format=torch.channels_last) if item.dim() == 4 else item for item in tensors)
+            return batch
+        laid_out = tuple(
+            item.to(memory_format=torch.channels_last) if item.dim() == 4 else item for item in batch.inputs
+        )
+        return dataclasses.replace(batch, inputs=laid_out)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around forward pass and loss."""

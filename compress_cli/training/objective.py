@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from compress_cli.data import Batch
 from compress_cli.tasks import CrossEntropy, Task, mean_present
 from compress_cli.training.distill import teacher_loss
+from compress_cli.training.features import FeaturePoints
+from compress_cli.training.mixing import mixed
 from compress_cli.training.recipe import Recipe
 from exporters.outputs import flatten_outputs
 
@@ -23,21 +25,41 @@ class Objective:
     tasks: tuple[Task, ...]
     recipe: Recipe
     teacher: nn.Module | None
+    points: FeaturePoints | None = None
 
     @classmethod
-    def of(cls, tasks: Sequence[Task], recipe: Recipe, teacher: nn.Module | None) -> Objective:
+    def of(
+        cls,
+        tasks: Sequence[Task],
+        recipe: Recipe,
+        teacher: nn.Module | None,
+        points: FeaturePoints | None = None,
+    ) -> Objective:
         """The objective of a recipe; label smoothing applies to the built-in cross entropy."""
         chosen = tuple(_smoothed(task, recipe.label_smoothing) for task in tasks)
-        return cls(chosen, recipe, teacher if recipe.distill > 0 else None)
+        return cls(chosen, recipe, teacher, points)
 
-    def __call__(self, outputs: Any, batch: Batch) -> Tensor:
-        """Scalar loss of one batch with a graph: the weighted sum over the tasks.
+    def watched(self) -> AbstractContextManager[None]:
+        """Around the training: what the loss needs to see inside the networks."""
+        return nullcontext() if self.points is None else self.points.watched()
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Scalar loss of one batch with a graph: the weighted sum over the tasks, blended where images are blended.
 
         Raises:
             TaskMismatch: outputs and targets do not fit.
         """
-        named = flatten_outputs(outputs)
-        theirs = self._teacher_outputs(batch)
+        run, other, share = mixed(batch, self.recipe)
+        outputs = flatten_outputs(network(*run.inputs))
+        theirs = self._teacher_outputs(run)
+        loss = self._loss(outputs, theirs, run)
+        if other is not None:
+            loss = share * loss + (1 - share) * self._loss(outputs, theirs, other)
+        if self.points is not None:
+            loss = loss + self.recipe.features * self.points.distance()
+        return loss
+
+    def _loss(self, named: dict[str, Tensor], theirs: dict[str, Tensor] | None, batch: Batch) -> Tensor:
         share = self.recipe.distill if theirs is not None else 0.0
         total: Tensor | None = None
         for task in self.tasks:

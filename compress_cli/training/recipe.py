@@ -28,7 +28,10 @@ class Recipe:
         clip_norm: gradients are scaled down to this norm; None never.
         accumulate: a step's images go through the network in so many parts.
         ema: decay a step of the averaged weights that are kept in the end; None keeps the last ones.
-        distill: weight of the teacher in the loss, 0 to 1; `temperature` softens both outputs.
+        distill: weight of the teacher's outputs in the loss, 0 to 1; `temperature` softens both outputs.
+        features: weight of the teacher's features, added to the loss.
+        mixup, cutmix: their alpha; 0 without.
+        randaugment: torchvision's RandAugment on training images.
         checkpoint_minutes: time between saved states inside an epoch (one is saved after each epoch anyway).
         reasons: why the defaults are what they are, for the report.
     """
@@ -48,6 +51,10 @@ class Recipe:
     ema: float | None = None
     distill: float = 0.0
     temperature: float = 4.0
+    features: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    randaugment: bool = False
     checkpoint_minutes: float = 5.0
     seed: int = 0
     reasons: tuple[str, ...] = ()
@@ -89,7 +96,7 @@ def choose_recipe(config: RunConfig, *, sparsity: float | None, distils: bool) -
         reasons.append(f"weight decay {decay:g}: 0 above 90 % sparsity, else 1e-4")
     if distils:
         reasons.append("half of the loss is the distance to the original's outputs at temperature 4: --distill")
-    return Recipe(
+    chosen = Recipe(
         epochs=epochs,
         lr=lr,
         batch_size=config.batch_size or 128,
@@ -98,3 +105,6 @@ def choose_recipe(config: RunConfig, *, sparsity: float | None, distils: bool) -
         seed=config.seed,
         reasons=tuple(reasons),
     )
+    from compress_cli.training.words import parse_recipe
+
+    return dataclasses.replace(chosen, **parse_recipe(getattr(config, "recipe", ())))

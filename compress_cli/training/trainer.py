@@ -8,7 +8,9 @@ it equals one that was never interrupted, bit for bit on the same hardware.
 from __future__ import annotations
 
 import math
+import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ from compress_cli.data.augment import mix
 from compress_cli.errors import EXIT_VERIFICATION, CompressError, InputError, UsageError
 from compress_cli.training import distributed
 from compress_cli.training.averaging import Average
+from compress_cli.training.features import FeaturePoints
+from compress_cli.training.history import write_history
 from compress_cli.training.interrupts import Pending, deferred_interrupts
 from compress_cli.training.numerics import Numerics
 from compress_cli.training.objective import Objective
@@ -81,11 +85,12 @@ class Trainer:
         self.numerics = Numerics(quality.device)
         self.numerics.prepare_(module)
         self.network = self.numerics.parallel(module)
-        self.objective = Objective.of(quality.tasks, recipe, teacher)
+        self.objective = Objective.of(quality.tasks, recipe, teacher, self._points(teacher))
         self.optimizer = _optimizer(module, recipe, quality.device)
         self.average = Average(module, recipe.ema) if recipe.ema is not None else None
         self.progress = Progress()
         self.finished = False
+        self._recent = torch.zeros((), device=quality.device)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or from a saved state to the end; the module then has its final weights, in eval mode.
@@ -98,7 +103,7 @@ class Trainer:
         if self.session.resume:
             self._resume()
         if not self.finished:
-            with deferred_interrupts() as pending, self.session.out.progress("Fine-tuning") as bar:
+            with deferred_interrupts() as pending, self._bar() as bar, self.objective.watched():
                 while self.progress.step < self.steps:
                     self._epoch(pending, bar)
             self._finish()
@@ -122,7 +127,7 @@ class Trainer:
             "history": done.history,
         }
 
-    def _epoch(self, pending: Pending, bar: ProgressLine) -> None:
+    def _epoch(self, pending: Pending, bar: ProgressLine | None) -> None:
         """The rest of the epoch that the next step belongs to."""
         epoch, first = divmod(self.progress.step, self.steps_per_epoch)
         pieces = self._pieces(epoch)[first * self.recipe.accumulate :]
@@ -136,6 +141,8 @@ class Trainer:
             begin = now
             if self.progress.step % self.steps_per_epoch == 0:
                 break
+            if self.progress.step % self.numerics.look_every:
+                continue
             self._show(bar)
             stop = distributed.any_true(pending.asked, self.quality.device)
             if stop or now - saved > 60 * self.recipe.checkpoint_minutes:
@@ -163,13 +170,11 @@ class Trainer:
         torch.manual_seed(mix(self.recipe.seed, step, 3, distributed.rank()))
         self.sparsifier.before_forward_(step)
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.quality.device)
         for part in range(self.recipe.accumulate):
             with self.numerics.last_part(self.network, part == self.recipe.accumulate - 1):
-                total += self._backward(next(batches))
-        loss = float(total)
-        if not math.isfinite(loss):
-            raise self._diverged(loss)
+                self._recent += self._backward(next(batches))
+        if (step + 1) % self.numerics.look_every == 0:
+            self._look()
         self.sparsifier.after_backward_()
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
@@ -178,17 +183,43 @@ class Trainer:
         if self.average is not None:
             self.average.update_(self.module)
         self.progress.step += 1
-        self.progress.loss_sum += loss
         self.progress.loss_steps += 1
+
+    def _look(self) -> None:
+        """Fetch the losses of the last steps from the device; on a GPU only now and then, as it waits for them."""
+        loss = float(self._recent)
+        self._recent.zero_()
+        if not math.isfinite(loss):
+            raise self._diverged(loss)
+        self.progress.loss_sum += loss
 
     def _backward(self, batch: Batch) -> Tensor:
         with self.numerics.autocast():
-            loss = self.objective(self.network(*self.numerics.inputs(batch.inputs)), batch)
+            loss = self.objective(self.network, self.numerics.batch(batch))
         loss = loss / self.recipe.accumulate
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _close_epoch(self, epoch: int, bar: ProgressLine) -> None:
+    def _bar(self) -> AbstractContextManager[ProgressLine | None]:
+        """A bar on a terminal; elsewhere the lines of the epochs are enough, unless there are few."""
+        if self.recipe.epochs > 3 and not sys.stderr.isatty():
+            return nullcontext()
+        return self.session.out.progress("Fine-tuning")
+
+    def _points(self, teacher: nn.Module | None) -> FeaturePoints | None:
+        """Where features are compared; None without that wish, a teacher, or a point of equal shape."""
+        if teacher is None or not self.recipe.features:
+            return None
+        batch = next(iter(self.split.batches([[0]], device=self.quality.device)))
+        points = FeaturePoints(self.module, teacher, batch.inputs)
+        if not points.names:
+            self.session.warn("no features are distilled: no module has the original's output shape")
+            return None
+        self.session.out.info(f"  features compared at {', '.join(points.names)}")
+        return points
+
+    def _close_epoch(self, epoch: int, bar: ProgressLine | None) -> None:
+        self._look()
         done = self.progress
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -202,6 +233,8 @@ class Trainer:
         scores = self._evaluate() if epoch + 1 < self.recipe.epochs else {}
         row |= {f"{name}": score.value for name, score in scores.items()}
         done.history.append(row)
+        if distributed.rank() == 0:
+            write_history(self.session.folder.file("history.csv"), done.history)
         done.loss_sum, done.loss_steps = 0.0, 0
         if epoch + 1 < self.recipe.epochs:
             self.save()
@@ -288,7 +321,9 @@ class Trainer:
             f"start again with --overwrite and a smaller --lr, such as {self.recipe.lr / 5:.2g}",
         )
 
-    def _show(self, bar: ProgressLine) -> None:
+    def _show(self, bar: ProgressLine | None) -> None:
+        if bar is None:
+            return
         done = self.progress
         mean = done.loss_sum / done.loss_steps if done.loss_steps else 0.0
         extra = f"loss {mean:.4f}, lr {self.recipe.rate_at(done.step, self.steps):.2g}" if done.loss_steps else ""
