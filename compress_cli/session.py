@@ -111,6 +111,7 @@ def open_session(
     """
     path = Path(config.output) if config.output else _default_folder(config, fresh=not (resume or overwrite))
     existed = path.exists()
+    _keep_the_checkpoint(config, path)
     with RunFolder(path) as folder:
         folder.open(resume=resume, overwrite=overwrite)
         out.attach_log(folder.log)
@@ -124,6 +125,16 @@ def open_session(
             out.attach_log(None)
             folder.close()
             _remove_if_empty(path, existed=existed)
+
+
+def _keep_the_checkpoint(config: RunConfig, folder: Path) -> None:
+    """Refuse an output folder whose files the run would replace while it still reads one of them."""
+    checkpoint = Path(config.checkpoint)
+    if checkpoint.exists() and any(checkpoint.samefile(file) for name in CONTENT if (file := folder / name).exists()):
+        raise UsageError(
+            f"the output folder {folder} holds the checkpoint itself ({checkpoint.name}), which this run would replace",
+            "choose another folder with -o DIR",
+        )
 
 
 def _default_folder(config: RunConfig, *, fresh: bool) -> Path:

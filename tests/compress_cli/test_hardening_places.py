@@ -104,6 +104,19 @@ def test_a_mistake_with_overwrite_does_not_cost_the_old_run(runner: Runner, file
     assert {name: (runner.out / name).read_bytes() for name in before} == before
 
 
+def test_a_run_does_not_replace_the_checkpoint_that_it_reads(runner: Runner, file: Path) -> None:
+    runner.prune(file, *HALF)
+    before = (runner.out / "model.pt").read_bytes()
+    outcome = runner.prune(runner.out / "model.pt", "--sparsity", "0.9", "--overwrite")
+    assert outcome.code == 2
+    assert "holds the checkpoint itself (model.pt)" in outcome.message
+    assert (runner.out / "model.pt").read_bytes() == before
+    runner.out = runner.out.with_name("second")
+    again = runner.prune(file.with_name("out") / "model.pt", "--sparsity", "0.9")
+    assert again.document["achieved"][0]["count"] == 104
+    assert [row["zeros_before"] for row in again.document["layers"]] == [58, 0]
+
+
 def test_a_bracketed_layer_name_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
