@@ -43,6 +43,7 @@ class RunConfig:
     error: str | None = None
     schemes: str | None = None
     max_groups: int | None = None
+    linear_groups: bool = False
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     arch: str | None = None

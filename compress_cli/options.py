@@ -186,6 +186,10 @@ MaxGroups = Annotated[
         panel=SELECT,
     ),
 ]
+LinearGroups = Annotated[
+    bool | None,
+    option("--linear-groups", help="Slice linear layers too (a reshape and a grouped 1x1).", panel=SELECT),
+]
 MaxParams = Annotated[
     str | None, option("--max-params", help="Limit on stored parameters: 5M or 50% of the original.", panel=GATES)
 ]

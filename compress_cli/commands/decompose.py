@@ -28,6 +28,7 @@ def decompose(
     error: o.ErrorOption = None,
     schemes: o.Schemes = None,
     max_groups: o.MaxGroups = None,
+    linear_groups: o.LinearGroups = None,
     ignore: o.Ignore = None,
     only: o.Only = None,
     arch: o.Arch = None,

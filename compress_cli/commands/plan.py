@@ -32,6 +32,7 @@ def plan(
     error: o.ErrorOption = None,
     schemes: o.Schemes = None,
     max_groups: o.MaxGroups = None,
+    linear_groups: o.LinearGroups = None,
     scope: o.ScopeOption = None,
     score: o.ScoreOption = None,
     floor: o.Floor = None,

@@ -91,7 +91,8 @@ class Alds:
                 return options_of(self.name, config.ignore, config.only)
             given = {"objective": config.objective, "error": config.error, "schemes": _schemes(config.schemes)}
             known = {name: value for name, value in given.items() if value is not None}
-            return AldsOptions(max_groups=groups, ignore=config.ignore, only=config.only, **known)  # type: ignore[arg-type]
+            common = {"linear_groups": config.linear_groups, "ignore": config.ignore, "only": config.only}
+            return AldsOptions(max_groups=groups, **common, **known)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(str(error), "compress decompose --help lists what goes together") from error
 

@@ -199,3 +199,62 @@ def test_baselines_meet_the_same_budget(files: Path, method: str) -> None:
 def test_spectra_are_kept_in_the_run_folder(files: Path) -> None:
     assert decompose("--max-params", "60%", "--no-export", "-o", "run") == 0
     assert Path("run/spectra.npz").stat().st_size > 0
+
+
+def test_linear_layers_are_sliced_on_request(files: Path) -> None:
+    words = ("--max-params", "30%", "--linear-groups", "--only", "fc", "--only", "conv2", "--no-export", "-o", "run")
+    assert decompose(*words) == 0
+    plan = json.loads(Path("run/plan.json").read_text())
+    forms = {layer["name"]: layer["groups"] for layer in plan["layers"]}
+    assert forms["fc"] > 1
+    model = compress_cli.load("run/model.pt")
+    assert [type(part).__name__ for part in model.fc] == ["Unflatten", "Conv1d", "Flatten", "Linear"]
+
+
+@pytest.fixture
+def image_folder(files: Path) -> Path:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    (files / "images").mkdir()
+    for index in range(24):
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(files / "images" / f"{index}.png")
+    return files / "images"
+
+
+@pytest.mark.parametrize("flags", [["--method", "pca"], ["--error", "output", "--objective", "sum"]])
+def test_ranks_from_images_and_recovered_decoders(image_folder: Path, flags: list[str]) -> None:
+    words = ["--max-params", "60%", "--calib", str(image_folder), "--preprocess", "none", "--no-export", "-o", "run"]
+    assert decompose(*flags, *words) == 0
+    found = report()
+    assert found["complexity_after"]["params"] <= 0.6 * PARAMS
+    assert found["proof"]["worst_layer_difference"] < 1e-9
+    assert found["recovery"] is not None
+    plan = json.loads(Path("run/plan.json").read_text())
+    assert plan["options"]["error"] in ("variance", "output")
+    model = compress_cli.load("run/model.pt")
+    assert sum(parameter.numel() for parameter in model.parameters()) == plan["params_after"]
+
+
+def test_latency_budget_chooses_measured_forms(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress_cli.methods import layer_timings
+
+    monkeypatch.setattr(layer_timings, "SECONDS_PER_LAYER", 0.01)
+    monkeypatch.setattr(layer_timings, "median_ms", lambda path, threads: 1.0)
+
+    def timings(model: Any, analysis: Any, threads: int, seed: int) -> dict[str, Any]:
+        found = {}
+        for table in analysis.tables:
+            form = table.form(len(table.forms) // 2)
+            found[table.layer.name] = {None: 0.3, form: 0.1}
+        return found
+
+    monkeypatch.setattr(layer_timings, "measure_forms", timings)
+    assert decompose("--max-latency", "70%", "-o", "run") == 1  # not measured here: a gate without a value fails
+    plan = json.loads(Path("run/plan.json").read_text())
+    assert plan["quantity"] == "ms"
+    assert (plan["total"], plan["budget"]) == (1.0, 0.7)
+    assert plan["planned"] <= 0.7
+    assert {layer["groups"] for layer in plan["layers"]} == {1}
+    assert len(plan["layers"]) == 2

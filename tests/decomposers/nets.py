@@ -1,4 +1,4 @@
-"""Small networks that are hard to decompose, and the CIFAR ResNet of the real weights."""
+"""Small networks that are hard to decompose, and the CIFAR ResNets with their real weights."""
 
 from __future__ import annotations
 
@@ -9,54 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut that pads channels with zeros."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.widen = (outputs - inputs) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self.widen:
-            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.widen, self.widen))
-        return functional.relu(x + y)
-
-
-class CifarResNet(nn.Module):
-    """The CIFAR-10 ResNet with 6 n + 2 layers."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        count = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, count, 1)
-        self.layer2 = self._stage(16, 32, count, 2)
-        self.layer3 = self._stage(32, 64, count, 2)
-        self.linear = nn.Linear(64, 10)
-
-    @staticmethod
-    def _stage(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(inputs, outputs, stride)
-        return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(count - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+from examples import cifar_resnet as factory
 
 
 def cifar_resnet(depth: int, data: Path) -> nn.Module:
     """The trained network of the checkpoint file."""
     file = data / "checkpoints" / f"cifar10-resnet{depth}.th"
     state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    model = CifarResNet(depth)
+    model: nn.Module = getattr(factory, f"resnet{depth}")()
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return model.eval()
 
