@@ -64,6 +64,7 @@ class RunConfig:
     batch_size: int | None = None
     weight_decay: float | None = None
     distill: bool = False
+    teacher: str | None = None
     recipe: tuple[str, ...] = ()
     weights: str = "auto"
     safetensors: bool = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from compress_cli.errors import InputError, UsageError, VerificationError
 from compress_cli.onnx_files import free_target, onnx_errors, published
 from compress_cli.translate import export_errors
+from compress_cli.weight_forms import WEIGHTS, check_known, write_form
 
 if TYPE_CHECKING:
     from compress_cli.console import Out
 
-TIERS = tuple(f"packed-{code}{bits}" for code in ("q", "cb") for bits in range(2, 9))
-WEIGHTS = ("auto", "dense", "packed", "packed-fp16", *TIERS, "packed-cb", "int8")
 METHODS = ("minmax", "entropy", "percentile")
 CALIBRATION_IMAGES = 128
 BATCH = 8
@@ -48,8 +45,8 @@ def parse_request(file: str, output: str | None, *, overwrite: bool, **flags: An
     Raises:
         UsageError: an unknown form or method, a malformed number, or a file that is in the way.
     """
-    _known("--weights", flags["weights"], WEIGHTS)
-    _known("--calibration", flags["calibration"], METHODS)
+    check_known("--weights", flags["weights"], WEIGHTS)
+    check_known("--calibration", flags["calibration"], METHODS)
     source = Path(file)
     stem = source.name.split(".")[0] or "model"
     target = free_target(output or f"{stem}-{flags['weights']}.onnx", source, overwrite=overwrite)
@@ -61,15 +58,6 @@ def parse_request(file: str, output: str | None, *, overwrite: bool, **flags: An
     if flags["calib"] is not None and (flags["images"]["calib_samples"] or 1) < 1:
         raise UsageError(f"--calib-samples {flags['images']['calib_samples']} is below 1", "pass at least 1")
     return Request(source=source, target=target, **{**flags, "max_error": None if error is None else _share(error)})
-
-
-def _known(flag: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        close = difflib.get_close_matches(value, valid, n=2)
-        raise UsageError(
-            f"{flag} {value!r} is unknown",
-            f"valid: {', '.join(valid)}" + (f" (did you mean {' or '.join(close)}?)" if close else ""),
-        )
 
 
 def _share(text: str) -> float:
@@ -106,8 +94,17 @@ def run_export(request: Request, out: Out) -> dict[str, Any]:
         if request.mobile:
             notes.append(_pooling(dense.path))
         feeds, held_out = _calibration(request, dense, out)
-        variant = _variant(request, dense.path, work, feeds, held_out, out)
-        _demand(variant)
+        variant = write_form(
+            dense.path,
+            work,
+            request.weights,
+            feeds=feeds,
+            held_out=held_out,
+            max_error=request.max_error,
+            calibration=request.calibration,
+            reduce_range=request.reduce_range,
+            say=out.info,
+        )
         extra = _mobile_files(request, dense.path, variant, work, out)
         document = {
             "schema_version": 1,
@@ -251,49 +248,6 @@ def _calibration(request: Request, dense: _Dense, out: Out) -> tuple[list[Any] |
     out.info(f"Calibration: {sum(len(next(iter(f.values()))) for f in feeds)} images of {request.calib}")
     held = len(feeds) // 4
     return (feeds[held:], feeds[:held]) if held else (feeds, None)
-
-
-def _variant(request: Request, dense: Path, work: Path, feeds: Any, held_out: Any, out: Out) -> Any:
-    from exporters.variants import write_variant
-
-    wanted = "packed" if request.weights == "auto" else request.weights
-    options = {"feeds": feeds, "held_out": held_out, "max_error": request.max_error, "say": out.info}
-    try:
-        found = write_variant(
-            dense, work, wanted, method=request.calibration, reduce_range=request.reduce_range, **options
-        )
-    except ValueError as error:  # a budget that eight bits do not meet
-        raise UsageError(str(error), "allow more with --max-error, or use --weights packed-fp16") from error
-    if request.weights == "auto" and found.bytes >= 0.99 * found.dense_bytes:
-        found = write_variant(dense, work, "dense")
-        reason = "dense weights: packing would not make the file smaller (too few zeros)"
-        return dataclasses.replace(found, notes=(*found.notes, reason))
-    if wanted == "packed" and found.bytes >= found.dense_bytes:
-        reason = "the packed file is not smaller than the dense one (too few zeros)"
-        return dataclasses.replace(found, notes=(*found.notes, reason))
-    return found
-
-
-def _demand(variant: Any) -> None:
-    """The proofs that a file must pass before it is written.
-
-    Raises:
-        VerificationError: it differs from the dense file by more than its form may, or its decoder is not folded.
-    """
-    found = variant.comparison
-    if not variant.ok:
-        allowed = f"{variant.tolerance:.2%}" if variant.tolerance else "no difference"
-        raise VerificationError(
-            f"with --weights {variant.weights} the outputs differ by {found.rms_rel:.2%} of their size, allowed: "
-            f"{allowed}; no file was written",
-            "use a form with more bits, or calibrate on real images with --calib",
-        )
-    packing = variant.packing or (variant.int8.packing if variant.int8 else None)
-    if packing is not None and packing.folded is False:
-        raise VerificationError(
-            "ONNX Runtime does not unpack the weights while loading, so every run would be slower; no file was written",
-            "use --weights dense, and report the network",
-        )
 
 
 def _sizes(variant: Any, work: Path, dense: Path) -> dict[str, Any]:

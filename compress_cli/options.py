@@ -139,6 +139,10 @@ WeightDecay = Annotated[float | None, option("--weight-decay", help="Default 1e-
 Distill = Annotated[
     bool | None, option("--distill", help="Train towards the original model's outputs too.", panel=DATA)
 ]
+Teacher = Annotated[
+    str | None,
+    option("--teacher", help="Checkpoint to learn from; implies --distill.", panel=DATA, metavar="FILE"),
+]
 RecipeOption = Annotated[
     list[str] | None,
     option(

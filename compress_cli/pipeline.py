@@ -25,8 +25,9 @@ from compress_cli.report import RunReport
 from compress_cli.reporting import Facts, assemble
 from compress_cli.scores import Scores
 from compress_cli.session import Session, Shared, open_session
-from compress_cli.shipping import Shipment, can_ship, export_original, ship, working_files
+from compress_cli.shipping import OnnxNetwork, Shipment, can_ship, export_original, ship, working_files
 from compress_cli.translate import counting_errors
+from compress_cli.weight_forms import EXACT
 from compress_cli.weight_names import file_names, stored_tensors
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
     from compress_cli.methods.base import Method, Plan
     from exporters.onnx_export import ExportResult
+
+
+FEED_IMAGES = 128
+"""Images that int8 and codebooks are calibrated on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +240,17 @@ def _finish(job: Job, plan: Any, facts: Facts, original: ExportResult | None) ->
     facts = dataclasses.replace(facts, complexity_after=_complexity(job, module))
     shipment = Shipment()
     if original is not None and module is not None:
-        shipment = ship(job.session, job.loaded, module, original)
+        shipment = ship(job.session, job.loaded, module, original, _calibration_images(job))
+        if job.session.config.weights not in EXACT:
+            job.scores.take("shipped", OnnxNetwork(job.session.folder.file("model.onnx")))
     return assemble(job.session, job.method, job.loaded, plan, job.scores, facts, shipment)
+
+
+def _calibration_images(job: Job) -> list[torch.Tensor]:
+    """Some batches for forms of weights whose choice depends on the inputs."""
+    if job.quality is None or not job.quality.can_recalibrate or job.session.config.weights in EXACT:
+        return []
+    return [inputs[0] for inputs in job.quality.calibration(FEED_IMAGES)]
 
 
 def _save(job: Job, plan: Any) -> None:

@@ -83,11 +83,16 @@ class TaskRow:
     losses: Mapping[str, float]
 
     def drop(self) -> float | None:
-        """How much the metric got worse from the original to the final model, in the metric's own unit."""
-        if "original" not in self.scores or "final" not in self.scores:
+        """How much the metric got worse from the original to what is shipped, in the metric's own unit."""
+        if "original" not in self.scores or self.shipped is None:
             return None
-        change = self.scores["original"] - self.scores["final"]
+        change = self.scores["original"] - self.shipped
         return change if self.higher_is_better else -change
+
+    @property
+    def shipped(self) -> float | None:
+        """The metric of the written ONNX file where its weights were changed, else of `model.pt`."""
+        return self.scores.get("shipped", self.scores.get("final"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from compress_cli.errors import InputError, VerificationError
+from compress_cli.onnx_files import onnx_errors
 from compress_cli.report import Artifact
 from compress_cli.translate import export_errors
+from compress_cli.weight_forms import write_form
 from exporters.onnx_export import ExportResult, export
-from exporters.packing import pack
 from exporters.verify import verify
 from profilers.size import file_size
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from compress_cli.checkpoint import LoadedModel
     from compress_cli.session import Session
 
+FEED_BATCH = 8
 WORK = ".work"
 """Folder inside the run folder for files that only serve comparison; gone when the run ends."""
 
@@ -116,8 +119,16 @@ def _export(call: CallableForm, path: Path) -> ExportResult:
     )
 
 
-def ship(session: Session, loaded: LoadedModel, module: nn.Module, original: ExportResult) -> Shipment:
-    """Export, choose the weights' form, verify against PyTorch, measure; `model.onnx` appears only when all is well.
+def ship(
+    session: Session,
+    loaded: LoadedModel,
+    module: nn.Module,
+    original: ExportResult,
+    images: Sequence[Tensor] = (),
+) -> Shipment:
+    """Export, verify against PyTorch, choose the weights' form, measure; `model.onnx` appears only when all is well.
+
+    `images`: batches of inputs for forms of weights that are calibrated; random ones where there are none.
 
     Raises:
         UnsupportedModelError: no exporter can write the compressed network.
@@ -129,13 +140,15 @@ def ship(session: Session, loaded: LoadedModel, module: nn.Module, original: Exp
         result = _export(call, _work_file(session, "compressed"))
     for note in result.notes:
         session.note(f"ONNX export: {note}")
-    with session.stage("pack"):
-        packing = _pack(session, result.path) if config.weights != "dense" else None
-    chosen = _work_file(session, "packed") if packing is not None else result.path
     with session.stage("verify", "Comparing ONNX Runtime with PyTorch"):
-        verification = _verify(call, chosen, result)
+        verification = _verify(call, result.path, result)
+    with session.stage("pack"), onnx_errors():
+        shipped, feeds = _work_file(session, "shipped"), _feeds(call, images)
+        variant = write_form(result.path, shipped, config.weights, feeds=feeds, say=session.out.info)
+    for note in variant.notes:
+        session.note(note)
     dense = _artifact("onnx dense", result.path, "the same with dense weights")
-    target = _deliver(chosen, folder.path)
+    target = _deliver(shipped, folder.path)
     latency = _latency(session, call, original.path, target) if config.bench else None
     if not config.bench:
         session.note("latency not measured: --no-bench")
@@ -144,26 +157,21 @@ def ship(session: Session, loaded: LoadedModel, module: nn.Module, original: Exp
             "original size", lambda: _artifact("original onnx", original.path, "original, exported by compress")
         ),
         _artifact("onnx", target, target.name),
-        *([dense] if packing is not None else []),
+        *([dense] if variant.weights != "dense" else []),
     )
-    return Shipment(_export_section(result, packing), verification, packing, latency, artifacts)
-
-
-def _export_section(result: ExportResult, packing: Mapping[str, Any] | None) -> dict[str, Any]:
     section = {name: getattr(result, name) for name in result.__dataclass_fields__ if name != "path"}
-    return {**section, "weights": "packed" if packing is not None else "dense"}
+    packing = variant.to_dict() if variant.weights != "dense" else None
+    return Shipment({**section, "weights": variant.weights}, verification, packing, latency, artifacts)
 
 
-def _pack(session: Session, dense: Path) -> dict[str, Any] | None:
-    """Write the packed twin; None when it is not wanted because it is not smaller."""
-    packed = _work_file(session, "packed")
-    result = pack(dense, packed, tier="packed")
-    smaller = file_size(packed, gzip=False).bytes < file_size(dense, gzip=False).bytes
-    if session.config.weights == "packed" or smaller:
-        if not smaller:
-            session.warn("the packed ONNX file is not smaller than the dense one (too few zeros)")
-        return result.to_dict()
-    return None
+def _feeds(call: CallableForm, images: Sequence[Tensor]) -> list[dict[str, Any]] | None:
+    """Calibration batches as a runtime takes them; None where the network has other inputs than one image."""
+    if len(call.inputs) != 1 or not images:
+        return None
+    fixed = None if call.dynamic_batch else call.inputs[0].shape[0]
+    name = call.input_names[0]
+    batches = [batch[: fixed or FEED_BATCH] for batch in images]
+    return [{name: batch.cpu().float().numpy()} for batch in batches if len(batch)]
 
 
 def _verify(call: CallableForm, path: Path, result: ExportResult) -> dict[str, Any]:
@@ -234,3 +242,21 @@ def working_files(session: Session) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(session.folder.file(WORK), ignore_errors=True)
+
+
+class OnnxNetwork(nn.Module):
+    """The written file behind the interface of a network, to evaluate what is shipped."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        from exporters.verify import session
+
+        self._runtime = session(path)
+        self._inputs = [value.name for value in self._runtime.get_inputs()]
+        self._outputs = [value.name for value in self._runtime.get_outputs()]
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Outputs by name, or the one output."""
+        feed = {name: tensor.cpu().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)}
+        found = [torch.from_numpy(array) for array in self._runtime.run(None, feed)]
+        return found[0] if len(found) == 1 else dict(zip(self._outputs, found, strict=True))

@@ -117,7 +117,7 @@ def sweep(base: RunConfig, points: Sequence[Point], folder: Path, out: Out, *, r
 def _result(point: Point, folder: Path, report: RunReport, seconds: float) -> Result:
     sizes = {artifact.role: artifact.bytes for artifact in report.artifacts}
     after = report.complexity_after or {}
-    finals = [task.scores["final"] for task in report.tasks if "final" in task.scores]
+    finals = [task.shipped for task in report.tasks if task.shipped is not None]
     drops = [drop for drop in (task.drop() for task in report.tasks) if drop is not None]
     return Result(
         point=point,

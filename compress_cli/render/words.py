@@ -20,6 +20,7 @@ STAGE_TITLES = {
     "recovered": "recovered",
     "recalibrated": "+ BN re-est.",
     "final": "final",
+    "shipped": "ONNX file",
 }
 """Stages of a run in their order, as column titles."""
 
@@ -87,8 +88,8 @@ def _size_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
         if after is None:
             continue
         ratio = f"{before.bytes / after.bytes:.1f}x smaller" if before and after.bytes < 0.95 * before.bytes else ""
-        if label == "ONNX file" and report.packing:
-            ratio = f"{ratio}, weights packed".lstrip(", ")
+        if label == "ONNX file" and report.export and report.export["weights"] != "dense":
+            ratio = f"{ratio}, {report.export['weights']}".lstrip(", ")
         yield (label, format_bytes(before.bytes) if before else "-", format_bytes(after.bytes), ratio)
         zipped = [format_bytes(a.gzip_bytes) if a and a.gzip_bytes is not None else "-" for a in (before, after)]
         yield ("  gzipped", zipped[0], zipped[1], "")
@@ -111,8 +112,8 @@ def _latency_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
 def accuracy(tasks: tuple[TaskRow, ...]) -> Rows:
     """Each task's metric at every stage that was evaluated."""
     stages = [stage for stage in STAGE_TITLES if any(stage in task.scores for task in tasks)]
-    if len(stages) > 2 and stages[-1] == "final" and _repeats(tasks, stages[-2]):
-        stages.remove(stages[-2])
+    if "final" in stages[2:] and _repeats(tasks, stages[stages.index("final") - 1]):
+        stages.pop(stages.index("final") - 1)
     cells = tuple(
         (
             f"{task.name} ({task.metric}{', ' + task.unit if task.unit else ''})",
@@ -198,11 +199,7 @@ def comparison(reports: Sequence[RunReport]) -> Rows:
     """The main numbers of several runs, one column each."""
     measured = [
         {row[0].strip(): row[2] for row in _summary(report)}
-        | {
-            f"{task.name} ({task.metric})": f"{task.scores['final']:.2f}"
-            for task in report.tasks
-            if "final" in task.scores
-        }
+        | {f"{task.name} ({task.metric})": f"{task.shipped:.2f}" for task in report.tasks if "final" in task.scores}
         for report in reports
     ]
     labels = list(dict.fromkeys(label for column in measured for label in column))
@@ -221,7 +218,7 @@ def headline(report: RunReport) -> list[str]:
         drop = task.drop()
         if drop is not None:
             change = f"{-drop:+.2f} points" if drop else "unchanged"
-            lines.append(f"{task.name}: {task.metric} {task.scores['final']:.2f} ({change}, {task.samples:,} images).")
+            lines.append(f"{task.name}: {task.metric} {task.shipped:.2f} ({change}, {task.samples:,} images).")
     if report.latency is not None:
         lines.append(f"Latency: {_ratio_text(report.latency)}.")
     return lines
