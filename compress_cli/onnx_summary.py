@@ -59,15 +59,15 @@ def inspect_onnx(path: str | Path) -> OnnxInspection:
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
     tensors = [tensor for graph in _graphs(model.graph) for tensor in graph.initializer]
     names = {tensor.name for tensor in model.graph.initializer}
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
     return OnnxInspection(
         path=str(file),
         bytes=file.stat().st_size,
         ir_version=model.ir_version,
-        opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        opsets={_text(entry.domain) or "ai.onnx": entry.version for entry in model.opset_import},
+        producer=f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
         nodes=len(nodes),
-        operators=_counts([node.op_type for node in nodes]),
+        operators=_counts([_text(node.op_type) for node in nodes]),
         inputs=tuple(_value(value) for value in model.graph.input if value.name not in names),
         outputs=tuple(_value(value) for value in model.graph.output),
         initializers=_initializers(tensors),
@@ -98,12 +98,18 @@ def _counts(kinds: list[str]) -> dict[str, int]:
 def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     """Name, dtype and shape; a dimension that is free is its name (or `?`)."""
     kind = value.type.tensor_type
-    shape = [size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in kind.shape.dim]
-    return {"name": value.name, "dtype": _dtype(kind.elem_type), "shape": shape}
+    shape = [size.dim_value if size.HasField("dim_value") else _text(size.dim_param) or "?" for size in kind.shape.dim]
+    return {"name": _text(value.name), "dtype": _dtype(kind.elem_type), "shape": shape}
 
 
 def _dtype(number: int) -> str:
-    return onnx.TensorProto.DataType.Name(number).lower() if number else "?"
+    known = onnx.TensorProto.DataType.values()
+    return onnx.TensorProto.DataType.Name(number).lower() if number and number in known else "?"
+
+
+def _text(value: str | bytes) -> str:
+    """A string field; protobuf hands out bytes where a damaged file holds no UTF-8."""
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
 def _initializers(tensors: list[onnx.TensorProto]) -> dict[str, dict[str, int]]:
@@ -121,7 +127,7 @@ def _nbytes(tensor: onnx.TensorProto, elements: int) -> int:
     if tensor.HasField("raw_data"):
         return len(tensor.raw_data)
     length = next((entry.value for entry in tensor.external_data if entry.key == "length"), None)
-    if length is not None:
+    if length is not None and str(length).isdigit():
         return int(length)
     try:
         return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
@@ -130,4 +136,4 @@ def _nbytes(tensor: onnx.TensorProto, elements: int) -> int:
 
 
 def _location(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    return next((_text(entry.value) for entry in tensor.external_data if entry.key == "location"), "")

@@ -72,6 +72,18 @@ def test_a_truncated_onnx_file_is_refused(capsys: pytest.CaptureFixture[str], tm
     assert "cut short or damaged" in document["error"]["message"]
 
 
+def test_a_damaged_onnx_file_is_shown_or_refused_and_never_crashes(tmp_path: Path) -> None:
+    whole = write_onnx(tmp_path / "m.onnx").read_bytes()
+    rng, answers = np.random.default_rng(0), set()
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(damaged) - 16384, size=4):  # the graph, and what lies around its 16 kB of weights
+            damaged[place if place < 200 else -1 - (place % 200)] = rng.integers(256)
+        (tmp_path / "d.onnx").write_bytes(damaged)
+        answers.add(run(["inspect", str(tmp_path / "d.onnx"), "--json"]))
+    assert answers == {0, 3}
+
+
 def test_text_of_an_onnx_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["inspect", str(write_onnx(tmp_path / "m.onnx"))]) == 0
     lines = capsys.readouterr().out.splitlines()
