@@ -9,9 +9,11 @@ from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compress_cli.atomic import atomic_path
 from compress_cli.errors import CompressError, UsageError, VerificationError
 from compress_cli.methods.alds_budgets import ONNX_OVERHEAD, Budget, achieved_counts, solve
 from compress_cli.methods.base import Measured
+from compress_cli.render.curves import Curve, lines, picture
 from compress_cli.report import Achieved, LayerRow, Skipped
 from compress_cli.translate import decomposition_errors
 from decomposers import alds
@@ -35,19 +37,20 @@ SLOW = 1.02
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """The plan, the budgets it was made for, and the moments that its factors need (empty unless from images)."""
+    """The plan and the budgets it was made for; moments that its factors need (empty unless from images); curves."""
 
     plan: alds.AldsPlan
     budgets: tuple[Budget, ...]
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan's document."""
         return self.plan.to_dict()
 
     def explain(self) -> str:
-        """The plan as lines of text."""
-        return self.plan.explain()
+        """The plan as lines of text, with every layer's error at some sizes."""
+        return "\n".join([self.plan.explain(), *lines(self.curves, self.plan.error)])
 
 
 class Alds:
@@ -113,7 +116,12 @@ class Alds:
             budgets = tuple(_budgets(session, loaded, analysis))
             timings = _timings(session, loaded.module, analysis) if any(b.quantity == "ms" for b in budgets) else None
             chosen = solve(analysis, budgets, timings)
-            return Decision(alds.with_true_errors(chosen, loaded.module, analysis.moments), budgets, analysis.moments)
+            plan = alds.with_true_errors(chosen, loaded.module, analysis.moments)
+        decision = Decision(plan, budgets, analysis.moments, _curves(analysis, plan))
+        if store is not None:
+            with atomic_path(session.folder.file("decomposition.svg")) as temporary:
+                temporary.write_text(picture(decision.curves, plan.error), encoding="utf-8")
+        return decision
 
     def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
         """Put pairs of layers in place of layers."""
@@ -250,6 +258,18 @@ def _gone_if_refused(store: Path | None) -> Iterator[None]:
 def _analyse(loaded: LoadedModel, options: AldsOptions, images: Sequence[Any], store: Path | None) -> alds.Analysis:
     assert loaded.module is not None
     return alds.analyse(loaded.module, loaded.example_inputs or (), options, images=images, cache=store)
+
+
+def _curves(analysis: alds.Analysis, plan: alds.AldsPlan) -> dict[str, Curve]:
+    """Error against the share of the weights, of every layer; a layer that stays dense is at (1, 0)."""
+    chosen = {layer.name: layer for layer in plan.layers}
+    found = {}
+    for table in analysis.tables:
+        name, whole = table.layer.name, float(table.weights[0])
+        points = [(cost / whole, error) for cost, error, _ in alds.error_curve(analysis, name)]
+        layer = chosen.get(name)
+        found[name] = Curve(points, (layer.weights_after / whole, layer.minimised) if layer else (1.0, 0.0))
+    return found
 
 
 def _timings(session: Session, module: nn.Module, analysis: alds.Analysis) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 import compress_cli
 from compress_cli.app import run
+from compress_cli.render.curves import Curve, at_shares, lines, picture
 
 NET = """
 import torch
@@ -196,9 +197,20 @@ def test_baselines_meet_the_same_budget(files: Path, method: str) -> None:
     assert all(row["change"].startswith("rank") for row in found["layers"])
 
 
-def test_spectra_are_kept_in_the_run_folder(files: Path) -> None:
+def test_spectra_and_curves_are_kept_in_the_run_folder(files: Path) -> None:
     assert decompose("--max-params", "60%", "--no-export", "-o", "run") == 0
     assert Path("run/spectra.npz").stat().st_size > 0
+    panels = Path("run/decomposition.svg").read_text()
+    assert panels.count("<polyline") == panels.count("<circle") == 3
+    assert all(f">{name}<" in panels for name in ("conv", "conv2", "fc"))
+
+
+def test_curves_in_numbers() -> None:
+    curve = Curve([(0.2, 0.9), (0.4, 0.5), (1.0, 0.0)], (0.4, 0.5))
+    assert at_shares(curve) == [None, 0.9, 0.5, 0.5]
+    assert lines({"conv": curve}, "score")[-1] == "conv       -  0.9000  0.5000  0.5000  0.5000 at 40%"
+    assert lines({}, "score") == []
+    assert '<polyline points="40.0' in picture({"conv": curve}, "score")
 
 
 def test_linear_layers_are_sliced_on_request(files: Path) -> None:
