@@ -20,7 +20,18 @@ def run(command: Sequence[str], *, timeout_s: float, stdin: bytes | Path | None 
     Raises:
         RunnerFailed: the program is not there, fails, or takes longer than `timeout_s`; with its last lines.
     """
-    step = what or command[0]
+    return _text(_completed(command, timeout_s, stdin, what or command[0]).stdout)
+
+
+def run_with_errors(command: Sequence[str], *, timeout_s: float, what: str = "") -> str:
+    """Standard output and then standard error of `command`; raises as `run` does."""
+    done = _completed(command, timeout_s, None, what or command[0])
+    return _text(done.stdout) + _text(done.stderr)
+
+
+def _completed(
+    command: Sequence[str], timeout_s: float, stdin: bytes | Path | None, step: str
+) -> subprocess.CompletedProcess[bytes]:
     try:
         if isinstance(stdin, Path):
             with stdin.open("rb") as file:
@@ -36,7 +47,7 @@ def run(command: Sequence[str], *, timeout_s: float, stdin: bytes | Path | None 
         raise RunnerFailed(f"{step} took longer than {timeout_s:g} s", tail(_text(printed))) from error
     if done.returncode != 0:
         raise RunnerFailed(f"{step} ended with status {done.returncode}", tail(_text(done.stdout + done.stderr)))
-    return _text(done.stdout)
+    return done
 
 
 def _text(data: bytes) -> str:
