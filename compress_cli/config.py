@@ -23,6 +23,7 @@ from compress_cli.weight_forms import WEIGHTS, check_known
 
 Scope = Literal["global", "layer"]
 Score = Literal["magnitude", "lamp", "erk"]
+Search = Literal["path", "sweep"]
 Schedule = Literal["one-shot", "gradual", "st3", "acdc"]
 
 
@@ -44,6 +45,12 @@ class RunConfig:
     schemes: str | None = None
     max_groups: int | None = None
     linear_groups: bool = False
+    max_loss_rise: str | None = None
+    search: Search = "path"
+    reference: bool = False
+    rounds: int | None = None
+    round_to: int = 1
+    min_channels: str = "5%"
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     arch: str | None = None
@@ -128,6 +135,8 @@ def _check(config: RunConfig) -> None:
         ("calib_samples", 0),
         ("seed", 0),
         ("max_groups", 1),
+        ("rounds", 1),
+        ("round_to", 1),
         ("resize", 1),
     ):
         value = getattr(config, name)

@@ -194,6 +194,37 @@ LinearGroups = Annotated[
     bool | None,
     option("--linear-groups", help="Slice linear layers too (a reshape and a grouped 1x1).", panel=SELECT),
 ]
+SearchOption = Annotated[
+    str | None,
+    option(
+        "--search",
+        help="pagcp: path (one global ranking) or sweep (the published walk). Default path.",
+        panel=SELECT,
+    ),
+]
+Reference = Annotated[
+    bool | None,
+    option("--reference", help="pagcp: the published sweep, scores and batch norms as in the paper.", panel=SELECT),
+]
+Rounds = Annotated[
+    int | None,
+    option("--rounds", help="pagcp: most sweeps. Default 1, with a cost limit 20.", panel=SELECT),
+]
+RoundTo = Annotated[
+    int | None, option("--round-to", help="Kept channels are a multiple of this. Default 1.", panel=SELECT)
+]
+MinChannels = Annotated[
+    str | None,
+    option("--min-channels", help="Channels every group keeps: a count or a percentage. Default 5%.", panel=SELECT),
+]
+MaxLossRise = Annotated[
+    str | None,
+    option(
+        "--max-loss-rise",
+        help="pagcp: how much a task's loss may rise before training: 3%, or seg=3%,depth=5%.",
+        panel=GATES,
+    ),
+]
 MaxParams = Annotated[
     str | None, option("--max-params", help="Limit on stored parameters: 5M or 50% of the original.", panel=GATES)
 ]

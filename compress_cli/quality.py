@@ -182,6 +182,18 @@ class Quality:
         positions = self._calibration_order(split)[: n or self.data.calib_samples]
         return Calibration(split, positions, self._batch_size(split), torch.device("cpu"))
 
+    def calibration_batches(self, n: int | None = None) -> list[Batch]:
+        """The same images as `calibration` with their targets, in memory, for methods that judge by the tasks.
+
+        Raises:
+            InputError: there are no calibration images.
+        """
+        split = self.data.calib
+        if split is None:
+            raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
+        positions = self._calibration_order(split)[: n or self.data.calib_samples]
+        return list(split.batches(chunks(positions, self._batch_size(split)), device=self.device))
+
     def reestimate_batchnorm_(self, module: nn.Module, *, teacher: nn.Module | None = None) -> dict[str, Any]:
         """Re-estimate the batch-norm statistics from calibration images; keep them only if the held-out loss falls.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,9 @@ def assemble(
         notes=tuple(session.notes),
         seconds=dict(session.seconds),
     )
-    return with_gates(report, config.limits())
+    report = with_gates(report, config.limits())
+    own = getattr(method, "gates", None)  # limits that only the method can judge
+    return report if own is None else dataclasses.replace(report, gates=(*report.gates, *own(plan)))
 
 
 def _document(complexity: Any | None) -> dict[str, Any] | None:

@@ -38,6 +38,35 @@ def pruning_errors() -> Iterator[None]:
 
 
 @contextmanager
+def channel_errors() -> Iterator[None]:
+    """Turn what `pruners.channels` and `pruners.pagcp` raise about a network or a wish into errors with a fix."""
+    from compress_cli.errors import VerificationError
+    from pruners.channels import errors as c
+
+    try:
+        yield
+    except c.NoMatch as error:
+        close = ", ".join(error.close_matches)
+        fix = f"closest names: {close}" if close else "compress inspect lists the names"
+        raise UsageError(str(error), fix) from error
+    except c.BadChannelOptions as error:
+        raise UsageError(str(error), "compress prune --help lists what goes together") from error
+    except c.InfeasibleBudget as error:
+        share = error.smallest / max(error.dense, 1)
+        flag = "--max-flops" if error.quantity == "macs" else "--max-params"
+        least = f"{flag} {int(share * 1000 + 1) / 10:g}%"
+        raise UsageError(str(error), f"{least}, or a smaller --min-channels or --round-to") from error
+    except (c.CannotTrace, c.NothingToRemove, c.SurgeryFailed) as error:
+        raise UnsupportedModelError(str(error), "zero weights instead: compress prune FILE --sparsity 0.8") from error
+    except (c.ChannelsMismatch, c.BadChannelsPlan) as error:
+        raise InputError(str(error), "apply the plan to the checkpoint it was made for") from error
+    except c.ProofFailed as error:
+        raise VerificationError(
+            str(error), "this is a bug in compress: please report it, and leave the layer out with --ignore"
+        ) from error
+
+
+@contextmanager
 def decomposition_errors() -> Iterator[None]:
     """Turn what `decomposers` raises about a user's network or wishes into errors with a fix."""
     from decomposers import errors as d
@@ -84,4 +113,11 @@ def counting_errors() -> Iterator[None]:
         ) from error
 
 
-__all__ = ["CompressError", "counting_errors", "decomposition_errors", "export_errors", "pruning_errors"]
+__all__ = [
+    "CompressError",
+    "channel_errors",
+    "counting_errors",
+    "decomposition_errors",
+    "export_errors",
+    "pruning_errors",
+]

@@ -11,7 +11,9 @@ compress prune resnet50.pth --sparsity 0.9
 
 compress prune net.th --arch nets.py:resnet56 --input-shape 3x32x32 --sparsity 0.8 --data cifar10 --epochs 0
 
-compress prune model.safetensors --sparsity 80% --ignore 'head*' --no-bench --json"""
+compress prune model.safetensors --sparsity 80% --ignore 'head*' --no-bench --json
+
+compress prune net.pt --method pagcp --task task.py --max-flops 60% --max-loss-rise seg=3%,depth=5%"""
 
 
 def prune(
@@ -22,6 +24,11 @@ def prune(
     score: o.ScoreOption = None,
     floor: o.Floor = None,
     schedule: o.ScheduleOption = None,
+    search: o.SearchOption = None,
+    reference: o.Reference = None,
+    rounds: o.Rounds = None,
+    round_to: o.RoundTo = None,
+    min_channels: o.MinChannels = None,
     ignore: o.Ignore = None,
     only: o.Only = None,
     arch: o.Arch = None,
@@ -45,6 +52,7 @@ def prune(
     recipe: o.RecipeOption = None,
     weights: o.WeightsOption = None,
     safetensors: o.Safetensors = None,
+    max_loss_rise: o.MaxLossRise = None,
     max_params: o.MaxParams = None,
     max_flops: o.MaxFlops = None,
     max_size: o.MaxSize = None,

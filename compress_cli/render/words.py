@@ -192,6 +192,8 @@ def with_unit(value: float, unit: str) -> str:
         return format_bytes(value)
     if unit in ("params", "macs"):
         return format_count(value) + (" MACs" if unit == "macs" else "")
+    if unit == "percent":
+        return f"{value:.3g} %"
     return f"{value:.2f} ms" if unit == "ms" else f"{value:.2f} points"
 
 

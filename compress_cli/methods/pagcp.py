@@ -1,0 +1,350 @@
+"""`--method pagcp`: `pruners.pagcp` behind the pipeline's interface: channels go, no task gets worse than allowed."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor
+from typing import TYPE_CHECKING, Any
+
+from torch.utils import _pytree as pytree
+
+from compress_cli.errors import InputError, UsageError, VerificationError
+from compress_cli.methods.base import Measured
+from compress_cli.report import Achieved, Gate, LayerRow, Skipped
+from compress_cli.translate import channel_errors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress_cli.checkpoint import LoadedModel
+    from compress_cli.config import RunConfig
+    from compress_cli.quality import Quality
+    from compress_cli.quantities import Limit
+    from compress_cli.session import Session
+    from pruners.pagcp import Found, PagcpOptions
+
+ROUNDS = 20
+"""Sweeps at most on the way to a cost limit."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The channels plan with the search's record, and the limit on the cost that it was made for."""
+
+    found: Found
+    limit: Limit | None
+
+    @property
+    def keep(self) -> Mapping[str, Mapping[int, tuple[int, ...]]]:
+        """What stays, as recovery reads it."""
+        return self.found.plan.keep
+
+    def to_dict(self) -> dict[str, Any]:
+        """The channels plan's document, with the search under `pagcp`."""
+        return {**self.found.plan.to_dict(), "pagcp": self.found.record.to_dict()}
+
+    def explain(self) -> str:
+        """The plan, the sensitivity table and the check as lines of text."""
+        return "\n".join([*self.found.plan.explain(), *_sensitivity(self.found), *_check_lines(self.found)])
+
+
+class Pagcp:
+    """Whole channels go, ranked over all layers by what the worst task loses per MAC."""
+
+    needs_module = True
+
+    def check(self, config: RunConfig) -> None:
+        """A limit to search for, data to judge by, and options that go together."""
+        if not (config.max_loss_rise or config.max_flops or config.max_params):
+            raise UsageError(
+                "--method pagcp needs a limit", "pass --max-flops 60%, or --max-loss-rise 5% (or seg=3%,depth=5%)"
+            )
+        if config.max_flops and config.max_params:
+            raise UsageError("--max-flops and --max-params were both given", "pagcp searches for one of them: drop one")
+        if config.sparsity is not None:
+            raise UsageError("--sparsity is for magnitude pruning", "pass --max-flops, or prune the result afterwards")
+        if config.schedule != "one-shot":
+            raise UsageError(f"--schedule {config.schedule} is for magnitude pruning", "drop --schedule")
+        if not (config.task or config.data or config.calib):
+            raise UsageError(
+                "--method pagcp judges by the tasks' losses on images",
+                "pass --task FILE or --data DIR, or --calib DIR to compare with the original's own outputs",
+            )
+        if config.calib_samples < 2:
+            raise UsageError("--calib-samples below 2 leaves nothing to judge by", "pass --calib-samples 1024")
+        if config.rounds is not None and config.search == "path" and not config.reference:
+            raise UsageError("--rounds is for --search sweep", "add --search sweep, or drop --rounds")
+        parse_rises(config.max_loss_rise)
+
+    def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Decision:
+        """Search, and check every task on a cut copy.
+
+        Raises:
+            UsageError: a limit that cannot be met, or for a task that is not there.
+            UnsupportedModelError: no channel may go.
+        """
+        assert loaded.module is not None  # the pipeline has seen to both
+        assert loaded.example_inputs is not None
+        if quality is None or not quality.can_recalibrate:
+            raise InputError("there are no calibration images", "pass --calib DIR, or a task file with train_data()")
+        from compress_cli.methods.pagcp_data import task_data
+        from pruners.channels import analyse
+        from pruners.pagcp import plan
+
+        config, original = session.config, loaded.module
+        with channel_errors(), session.stage("channel groups"):
+            key = f"channel groups {config.ignore} {config.only}"
+            groups = session.shared.once(
+                key, lambda: analyse(original, loaded.example_inputs or (), ignore=config.ignore, only=config.only)
+            )
+        module = copy.deepcopy(original).to(quality.device).eval()
+        inputs = pytree.tree_map(lambda x: x.to(quality.device) if hasattr(x, "to") else x, loaded.example_inputs)
+        data = task_data(quality, module)
+        _note_data(session, quality)
+        limit = _cost_limit(config)
+        options = _options(config, limit, tuple(data.floors), groups)
+        bars: dict[str, Any] = {}
+        titles = {"sensitivity": "Sensitivity of each group", "search": "Searching under the tasks' limits"}
+
+        def on_step(part: str, done: int, total: int) -> None:
+            if part not in bars:
+                bars[part] = session.out.progress(titles[part]).__enter__()
+            bars[part].update(done, total)
+
+        try:
+            with channel_errors(), session.stage("search"):
+                found = plan(
+                    module,
+                    inputs,
+                    data,
+                    options,
+                    groups=groups,
+                    recalibrate=lambda small: quality.reestimate_batchnorm_(small, teacher=module),
+                    on_step=on_step,
+                )
+        finally:
+            for bar in bars.values():
+                bar.__exit__(None, None, None)
+        return Decision(found, limit)
+
+    def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
+        """Cut the network's tensors."""
+        from pruners.channels import apply_
+
+        assert loaded.module is not None
+        with channel_errors():
+            apply_(loaded.module, plan.found.plan)
+
+    def settle(self, session: Session, loaded: LoadedModel, plan: Decision) -> Decision:
+        """Training does not change the structure."""
+        return plan
+
+    def prove(self, original: nn.Module, loaded: LoadedModel, plan: Decision) -> dict[str, Any]:
+        """The small network equals the original with these channels masked.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        from pruners.channels import prove
+
+        assert loaded.module is not None
+        assert loaded.example_inputs is not None
+        with channel_errors():
+            proof = prove(
+                original, loaded.module, plan.found.plan, loaded.example_inputs, groups=plan.found.groups
+            ).require()
+        summary = "the small network is the original with channels masked: " + "; ".join(
+            f"{check.name}: {check.detail}" for check in proof.checks
+        )
+        return {"kind": "channels", **proof.to_dict(), "summary": summary}
+
+    def constraint(self, module: nn.Module, plan: Decision) -> None:
+        """Smaller layers are ordinary layers: nothing to enforce."""
+        return
+
+    def removed(self, module: nn.Module, plan: Decision) -> Any:
+        """The channels plan, whose kept indices recovery reads."""
+        return plan.found.plan
+
+    def warnings(self, plan: Decision) -> tuple[str, ...]:
+        """Bounds that do not hold, a plan that removes nothing, and whatever the plan says."""
+        record, check = plan.found.record, plan.found.record.check
+        lines = list(plan.found.plan.warnings)
+        if check.holds is False:
+            lines.append(
+                f"the loss of {check.worst} rises by {check.rises[check.worst]:.1%} before fine-tuning,"
+                f" {check.bounds[check.worst]:.1%} is allowed"
+            )
+        if not plan.found.plan.units_removed and record.found > (record.target or 0):
+            lines.append("no channel can go within these limits: the network stays as it is")
+        if record.met is False:
+            lines.append(f"{record.found:,} {record.quantity} are left, {record.target:,} were asked for")
+        return tuple(lines)
+
+    def skipped(self, plan: Decision) -> tuple[Skipped, ...]:
+        """Output channels that had to stay, with reasons."""
+        frozen = (item for item in plan.found.groups.frozen if item.dim == 0 and item.tensor.endswith("weight"))
+        return tuple(Skipped(f"{item.tensor}: {item.count} of {item.size}", str(item.reason)) for item in frozen)
+
+    def gates(self, plan: Decision) -> tuple[Gate, ...]:
+        """Every task's loss on the cut network, before fine-tuning, against its bound."""
+        check = plan.found.record.check
+        return tuple(
+            Gate(
+                name=f"max-loss-rise {task}",
+                level="error",
+                limit=f"{100 * bound:.6g}%",
+                value=100 * check.rises[task],
+                bound=100 * bound,
+                unit="percent",
+                passed=check.rises[task] <= bound,
+                message="before fine-tuning, on calibration images",
+            )
+            for task, bound in check.bounds.items()
+        )
+
+    def achieved(self, config: RunConfig, plan: Decision, measured: Measured) -> tuple[Achieved, ...]:
+        """The cost limit against what was counted in the reloaded model.
+
+        Raises:
+            VerificationError: the model does not have the predicted parameters or MACs.
+        """
+        before, after, made = measured.complexity_before, measured.complexity_after, plan.found.plan
+        _compare("parameters", made.params_before - made.params_after, before.params - after.params)  # type: ignore[union-attr]
+        _compare("MACs", made.macs_before - made.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
+        if plan.limit is None:
+            return ()
+        name = plan.limit.kind
+        total, count = int(getattr(before, name)), int(getattr(after, name))
+        return (Achieved(name, plan.limit.text, floor(plan.limit.bound(total) or 0), count, total, exact=False),)
+
+    def layers(self, plan: Decision, measured: Measured) -> tuple[LayerRow, ...]:
+        """One row per cut weight, counted in the files."""
+        rows = []
+        for tensor, dims in plan.found.plan.keep.items():
+            shape = plan.found.plan.shapes[tensor]
+            if len(shape) < 2:
+                continue
+            before = measured.before[_name_in(measured.before, tensor)]
+            after = measured.after[_name_in(measured.after, tensor)]
+            words = [f"{shape[dim]} -> {len(kept)} {_DIM.get(dim, f'of dim {dim}')}" for dim, kept in dims.items()]
+            rows.append(
+                LayerRow(
+                    name=tensor,
+                    shape=shape,
+                    weights=before.numel(),
+                    zeros_before=int((before == 0).sum()),
+                    zeros_after=int((after == 0).sum()),
+                    weights_after=after.numel(),
+                    change=", ".join(words),
+                )
+            )
+        return tuple(rows)
+
+
+_DIM = {0: "output channels", 1: "input channels"}
+
+
+def parse_rises(text: str | None) -> dict[str, float]:
+    """Read `5%` (every task, under the name "") or `seg=3%,depth=0.05`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    found: dict[str, float] = {}
+    for part in (text or "").split(",") if text else ():
+        name, _, value = part.rpartition("=")
+        match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(%?)\s*", value)
+        try:
+            number = float(match.group(1)) if match else -1.0
+        except ValueError:
+            number = -1.0
+        if match is None or number < 0 or ("=" in part and not name.strip()):
+            raise UsageError(
+                f"--max-loss-rise {text!r} cannot be read", "write 5% for every task, or seg=3%,depth=5% for each"
+            )
+        if name.strip() in found:
+            raise UsageError(f"--max-loss-rise names {name.strip() or 'all tasks'} twice", "give each task one limit")
+        found[name.strip()] = number / 100 if match.group(2) else number
+    return found
+
+
+def _options(config: RunConfig, limit: Limit | None, tasks: tuple[str, ...], groups: Any) -> PagcpOptions:
+    from pruners.channels import CostModel
+    from pruners.pagcp import PagcpOptions, reference
+
+    given = parse_rises(config.max_loss_rise)
+    general = given.pop("", None)
+    unknown = next((name for name in given if name not in tasks), None)
+    if unknown is not None:
+        raise UsageError(f"--max-loss-rise names a task {unknown!r}", f"the tasks are {', '.join(tasks)}")
+    rises = {task: given.get(task, general) for task in tasks}
+    cost = CostModel(groups)
+    values: dict[str, Any] = {
+        "max_rise": {task: rise for task, rise in rises.items() if rise is not None},
+        "min_channels": config.min_channels,
+        "round_to": config.round_to,
+    }
+    if limit is not None:
+        quantity = "macs" if limit.kind == "macs" else "params"
+        values |= {"quantity": quantity, "target": floor(limit.bound(getattr(cost, quantity)) or 0)}
+    if config.search == "sweep" or config.reference:
+        values |= {"search": "sweep", "rounds": config.rounds or (ROUNDS if limit is not None else 1)}
+    with channel_errors():
+        return reference(**values) if config.reference else PagcpOptions(**values)
+
+
+def _cost_limit(config: RunConfig) -> Limit | None:
+    return next((limit for limit in config.limits() if limit.kind in ("macs", "params")), None)
+
+
+def _note_data(session: Session, quality: Quality) -> None:
+    if quality.data.calib is quality.data.train and quality.data.train is not None:
+        session.note(
+            "the search judges by training images, whose losses are lower than unseen ones':"
+            " give held-out images with calib_data() in the task file"
+        )
+
+
+def _sensitivity(found: Found) -> list[str]:
+    rows = found.record.sensitivity
+    if not rows:
+        return []
+    lines = ["", "Sensitivity: each group alone, its least channels switched off; rise of each task's loss"]
+    width = max(len(row.group) for row in rows)
+    for row in rows:
+        rises = ", ".join(f"{task} {rise:+.1%}" for task, rise in row.rises.items())
+        what = f"-{row.removed} of {row.channels}, {row.macs_saved:,} MACs"
+        lines.append(f"{row.group:<{width}}  {what}: {rises}  (most: {row.task})")
+    return lines
+
+
+def _check_lines(found: Found) -> list[str]:
+    record, check = found.record, found.record.check
+    lines = ["", f"{record.quantity}: {record.dense:,} -> {record.found:,} ({record.found / record.dense:.1%})"]
+    for task, rise in check.rises.items():
+        bound = f", allowed {check.bounds[task]:.1%}" if task in check.bounds else ""
+        lines.append(f"loss of {task}: {check.before[task]:.4g} -> {check.after[task]:.4g} ({rise:+.1%}{bound})")
+    passes = f"{record.full_forwards:.1f} full forward passes over {record.samples:,} samples"
+    lines.append(f"search: {passes} for {record.calls} tries")
+    return lines
+
+
+def _compare(what: str, planned: int, counted: int) -> None:
+    if planned != counted:
+        raise VerificationError(
+            f"the plan saves {planned:,} {what}, the written model {counted:,}",
+            "this is a bug in compress: please report it with the run folder's log.txt",
+        )
+
+
+def _name_in(tensors: Mapping[str, Any], name: str) -> str:
+    """The name under which a file holds a tensor: torchvision's older names differ from the module's."""
+    from compress_cli.checkpoint.names import modern_names
+
+    if name in tensors:
+        return name
+    return next(old for old, modern in modern_names(tensors.keys()).items() if modern == name)
