@@ -21,39 +21,64 @@ from pruners.channels.errors import (
     ProofFailed,
     SurgeryFailed,
 )
+from pruners.channels.fitting import Fitted, fit
 from pruners.channels.groups import Frozen, Group, Groups, Member, analyse
 from pruners.channels.masks import masked, zero_
 from pruners.channels.plan_type import AttributeEdit, ChannelsPlan, GroupCut
 from pruners.channels.planning import make_plan
 from pruners.channels.proofs import Check, Proof, prove
+from pruners.channels.scores import (
+    Normaliser,
+    ScoreName,
+    ScoreOptions,
+    Scores,
+    mean_gradients,
+    mean_squared_gradients,
+    score,
+)
+from pruners.channels.selection import Budget, SelectionOptions, plan, select, select_share
 from pruners.channels.tracing import Entry
 
 __all__ = [
     "AttributeEdit",
     "BadChannelOptions",
     "BadChannelsPlan",
+    "Budget",
     "CannotTrace",
     "ChannelsMismatch",
     "ChannelsPlan",
     "Check",
     "CostModel",
     "Entry",
+    "Fitted",
     "Frozen",
     "Group",
     "GroupCut",
     "Groups",
     "InfeasibleBudget",
     "Member",
+    "Normaliser",
     "NothingToRemove",
     "Proof",
     "ProofFailed",
     "Saving",
+    "ScoreName",
+    "ScoreOptions",
+    "Scores",
+    "SelectionOptions",
     "SurgeryFailed",
     "analyse",
     "apply_",
+    "fit",
     "make_plan",
     "masked",
+    "mean_gradients",
+    "mean_squared_gradients",
+    "plan",
     "prove",
     "restructure_",
+    "score",
+    "select",
+    "select_share",
     "zero_",
 ]

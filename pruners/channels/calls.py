@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -114,8 +113,3 @@ def run_on_planes(scope: Scope, call: Call, value: Value, planes: dict[int, Ids]
 def zeros_index(shape: Sequence[int]) -> Tensor:
     """An index tensor of zeros, to learn where planes of other dims go."""
     return torch.zeros(tuple(shape), dtype=torch.long)
-
-
-def filled(count: int, label: int) -> Ids:
-    """A vector of one id."""
-    return np.full(count, label, np.int64)

@@ -76,13 +76,14 @@ def changed_operators(groups: Groups, gone: Ids) -> list[str]:
 
 
 def evaluate_masked(
-    groups: Groups, trace: Trace, gone: Ids, tensors: Mapping[str, Tensor], inputs: list[Any]
+    groups: Groups, trace: Trace, gone: Ids, tensors: Mapping[str, Tensor], inputs: list[Any], pinned: bool = False
 ) -> list[Tensor]:
     """Run a dense graph on zeroed tensors, with every affected operator on its surviving indices only.
 
     Args:
         tensors: parameters, buffers and plain tensors by name, removed slices zero.
         inputs: the flat user inputs, in order.
+        pinned: attention keeps the scale of the dense width (tier 4 writes it into the graph).
 
     Returns:
         The user's outputs that are tensors.
@@ -104,7 +105,7 @@ def evaluate_masked(
         elif node.op == "call_function":
             args, kwargs = load(node.args), load(dict(node.kwargs))
             if node.name in special:
-                env[node.name] = _on_survivors(groups, trace, special[node.name], gone, env)
+                env[node.name] = _on_survivors(groups, trace, special[node.name], gone, env, pinned)
             else:
                 env[node.name] = node.target(*_double(args), **_double(kwargs))
     return [env[name] for name in trace.program.graph_signature.user_outputs if isinstance(env.get(str(name)), Tensor)]
@@ -131,7 +132,7 @@ def _double(item: Any) -> Any:
     return item
 
 
-def _on_survivors(groups: Groups, trace: Trace, call: Call, gone: Ids, env: dict[str, Any]) -> Any:
+def _on_survivors(groups: Groups, trace: Trace, call: Call, gone: Ids, env: dict[str, Any], pinned: bool) -> Any:
     """Cut the operands to surviving indices, run, and put the results back between zeros."""
     node = call.node
 
@@ -148,6 +149,8 @@ def _on_survivors(groups: Groups, trace: Trace, call: Call, gone: Ids, env: dict
     kwargs = {name: narrow(item, call.keywords[name]) for name, item in node.kwargs.items()}
     if "normalized_shape" in call.args:
         args[1] = list(args[0].shape[args[0].dim() - len(args[1]) :])
+    if pinned and call.key == "aten::scaled_dot_product_attention":
+        kwargs["scale"] = float(call.value("query").shape[-1]) ** -0.5
     found = target(*args, **_double(kwargs))
     values = trace.values[node.name]
     if isinstance(found, Tensor):

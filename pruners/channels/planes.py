@@ -45,10 +45,12 @@ class Scope:
 
     Attributes:
         first_buffer: ids from here on belong to no parameter.
+        lenient: dims of size 1 may have lost their plane (in a model that was cut), which is no reason to freeze.
     """
 
-    def __init__(self, labels: Labels, first_buffer: int) -> None:
+    def __init__(self, labels: Labels, first_buffer: int, *, lenient: bool = False) -> None:
         self.labels = labels
+        self.lenient = lenient
         self.first_buffer = first_buffer
         self.operator = ""
         self.source = ""
@@ -96,9 +98,11 @@ class Scope:
             self.freeze(known[0], missing)
         return known[0] if known else None
 
-    def untagged(self, text: str) -> int:
-        """An id that freezes whatever it meets."""
-        return self.labels.reason_id(self.reason(text))
+    def untagged(self, size: int, text: str) -> Ids:
+        """A plane for a dim that has none: ids that freeze whatever they meet."""
+        if self.lenient and size == 1:
+            return self.labels.fresh(1)
+        return np.full(size, self.labels.reason_id(self.reason(text)), np.int64)
 
     def removable(self, ids: Ids) -> int:
         """How many distinct classes with a parameter could be removed from a vector."""
@@ -120,6 +124,8 @@ class Scope:
             return {}
         varying = _varying(field_of_ids)
         if not varying:
+            if self.lenient:
+                return {}
             self.freeze(field_of_ids.flatten()[:1].numpy(), "position-bound operator")
             return {}
         for dim in range(field_of_ids.dim()):

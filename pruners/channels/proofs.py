@@ -100,8 +100,7 @@ def prove(
     chosen = {place: cut.removed for place, cut in enumerate(plan.groups) if cut.removed}
     gone = removed_roots(groups, chosen)
     checks = [masked_equivalence(original, compressed, plan, example_inputs, groups, gone)]
-    if plan.tier < 4:
-        checks.append(identity(compressed, plan, groups))
+    checks.append(identity(compressed, plan, groups))
     if len(affected(groups, groups.traces[0], gone)):
         checks.append(permutation(original, example_inputs, groups))
     if any(entry.mode == "train" for entry in groups.entries):
@@ -167,15 +166,16 @@ def masked_equivalence(
         for double in (True, False):
             convert = to_double if double else (lambda item: item)
             limit = DOUBLE_LIMIT if double else SINGLE_LIMIT
-            dense, small = copy.deepcopy(original), copy.deepcopy(compressed)
-            if double:
-                dense, small = _double_(dense), _double_(small)
-            zero_(dense, plan)
             inputs = convert(tuple(example_inputs))
             try:
-                found = _run(small, inputs)
+                small = copy.deepcopy(compressed)
+                found = _run(_double_(small) if double else small, inputs)
+                del small
+                dense = copy.deepcopy(original)
+                dense = _double_(dense) if double else dense
+                zero_(dense, plan)
                 if special and double:
-                    wanted = _masked_graph(dense, groups, gone, inputs)
+                    wanted = _masked_graph(dense, groups, gone, inputs, plan.tier == 4)
                     found = [item for item in found if isinstance(item, Tensor)]
                 else:
                     wanted = _run(dense, inputs)
@@ -209,11 +209,11 @@ def _loses_precision(groups: Groups) -> bool:
     return any("_to_copy" in target or "autocast" in target for target in targets)
 
 
-def _masked_graph(dense: nn.Module, groups: Groups, gone: Ids, inputs: Sequence[Any]) -> list[Tensor]:
+def _masked_graph(dense: nn.Module, groups: Groups, gone: Ids, inputs: Sequence[Any], pinned: bool) -> list[Tensor]:
     tensors = {name: tensor.detach() for name, tensor, _ in named_tensors(dense)}
     flat = pytree.tree_leaves(tuple(inputs))
     with torch.no_grad():
-        return evaluate_masked(groups, groups.traces[0], gone, tensors, flat)
+        return evaluate_masked(groups, groups.traces[0], gone, tensors, flat, pinned)
 
 
 def permutation(original: nn.Module, example_inputs: Sequence[Any], groups: Groups) -> Check:
@@ -297,7 +297,7 @@ def identity(compressed: nn.Module, plan: ChannelsPlan, groups: Groups) -> Check
     """Proof 1, over every entry that was analysed."""
     name = "channel identity"
     labels = _SameIds(groups.labels)
-    scope = Scope(labels, groups.atoms.first_buffer)
+    scope = Scope(labels, groups.atoms.first_buffer, lenient=True)
     values = kept_values(groups, plan)
     for entry in groups.entries:
         try:

@@ -162,19 +162,28 @@ def find_rule(target: torch._ops.OpOverload[Any, Any]) -> Rule | None:
     return found
 
 
-def read_graph(model: nn.Module, entry: Entry) -> ExportedProgram:
+def read_graph(model: nn.Module, entry: Entry, dynamic_shapes: Any = None) -> ExportedProgram:
     """Trace an entry; writes that the rules cannot follow are turned into pure operators first (that is slow).
 
     Raises:
         CannotTrace: `torch.export` refuses.
     """
-    program = export(model, entry)
+    program = export(model, entry, dynamic_shapes)
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if not makes_tensors(node):
             continue
         if not isinstance(node.target, torch._ops.OpOverload) or find_rule(node.target) is None:
             return functional(program, entry.mode)
     return program
+
+
+def makes_tensors(node: fx.Node) -> bool:
+    """Whether a call returns a tensor or several (not a symbolic size, not nothing)."""
+    value = node.meta.get("val")
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(item, Tensor) for item in listed)
 
 
 def _output(trace: Trace, tensors: Mapping[str, Value], scope: Scope) -> None:

@@ -10,7 +10,6 @@ from pruners.channels.calls import (
     Result,
     Rule,
     dims_of,
-    filled,
     freeze_dims,
     keep_planes,
     run_on_planes,
@@ -137,14 +136,18 @@ def _index_select(scope: Scope, call: Call) -> Result:
     return call.result([scope.merge(found)])
 
 
+def _plane(scope: Scope, value: Value, dim: int) -> Ids:
+    ids = value.planes.get(dim)
+    return scope.untagged(value.shape[dim], "untagged input") if ids is None else ids
+
+
 def _cat(scope: Scope, call: Call) -> Result:
     values = [item for item in call.args["tensors"] if isinstance(item, Value)]
     values = [item for item in values if item.shape != (0,)]
     dim = int(call.args.get("dim") or 0) % len(call.shapes[0])
-    missing = scope.untagged("untagged input")
     found = []
     for other in sorted({key for value in values for key in value.planes}):
-        vectors = [value.planes.get(other, filled(value.shape[other], missing)) for value in values]
+        vectors = [_plane(scope, value, other) for value in values]
         if other == dim:
             found.append({dim: np.concatenate(vectors)})
             continue
@@ -155,10 +158,9 @@ def _cat(scope: Scope, call: Call) -> Result:
 
 def _stack(scope: Scope, call: Call) -> Result:
     values = [item for item in call.args["tensors"] if isinstance(item, Value)]
-    missing = scope.untagged("untagged input")
     found = []
     for dim in sorted({key for value in values for key in value.planes}):
-        vectors = [value.planes.get(dim, filled(value.shape[dim], missing)) for value in values]
+        vectors = [_plane(scope, value, dim) for value in values]
         fields = [spread(value.shape, dim, ids) for value, ids in zip(values, vectors, strict=True)]
         found.append(scope.tie(torch.stack(fields, int(call.args.get("dim") or 0))))
     return call.result([scope.merge(found)])
@@ -193,7 +195,6 @@ def _slice_scatter(scope: Scope, call: Call) -> Result:
     base, source = call.value("self"), call.value("src")
     dim = int(call.args.get("dim") or 0) % base.ndim
     rest = {key: call.args.get(key) for key in ("dim", "start", "end", "step")}
-    missing = scope.untagged("untagged operand")
     if int(rest["step"] or 1) != 1:
         freeze_dims(scope, base, [dim], "position-bound operator")
         freeze_dims(scope, source, [dim], "position-bound operator")
@@ -201,8 +202,8 @@ def _slice_scatter(scope: Scope, call: Call) -> Result:
     for other in sorted({*base.planes, *source.planes}):
         if base.shape[other] == 1:
             continue
-        below = spread(base.shape, other, base.planes.get(other, filled(base.shape[other], missing)))
-        above = spread(source.shape, other, source.planes.get(other, filled(source.shape[other], missing)))
+        below = spread(base.shape, other, _plane(scope, base, other))
+        above = spread(source.shape, other, _plane(scope, source, other))
         found.append(scope.tie(torch.ops.aten.slice_scatter.default(below.clone(), above.clone(), **rest)))
     return call.result([scope.merge(found)])
 

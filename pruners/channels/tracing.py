@@ -77,15 +77,20 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def export(model: nn.Module, entry: Entry) -> ExportedProgram:
+def export(model: nn.Module, entry: Entry, dynamic_shapes: Any = None) -> ExportedProgram:
     """Trace one entry as it is written, with in-place operators.
+
+    Args:
+        dynamic_shapes: as `torch.export.export` takes them; None: every size is fixed.
 
     Raises:
         CannotTrace: with the first line of the tracer's message.
     """
     try:
         with mode_of(model, entry.mode), quiet(), torch.no_grad():
-            program: ExportedProgram = torch.export.export(model, entry.args, dict(entry.kwargs), strict=False)
+            program: ExportedProgram = torch.export.export(
+                model, entry.args, dict(entry.kwargs), dynamic_shapes=dynamic_shapes, strict=False
+            )
             return program
     except Exception as error:
         raise CannotTrace(entry.mode, _first_line(error)) from error

@@ -1,0 +1,196 @@
+"""Tier 4: the forward of a cut model taken from its traced graph, with new sizes, on the user's own parameters.
+
+The model keeps its modules, names and checkpoint keys; only its class becomes a subclass whose forward runs the
+rewritten graph: the one traced in eval mode, and in train mode the one traced there, where it could be traced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from pruners.channels.errors import CannotTrace
+from pruners.channels.groups import Groups
+from pruners.channels.labels import Ids
+from pruners.channels.propagate import Trace, makes_tensors, read_graph
+from pruners.channels.rewriting import Rewriter
+from pruners.channels.tracing import Entry, Mode, doubled
+
+_DROPPED = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One compiled forward.
+
+    Attributes:
+        run: (module, *flat inputs) -> flat outputs.
+        constants: tensors that the graph needs beyond the module's own, by attribute name.
+    """
+
+    mode: Mode
+    run: Callable[..., Any]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    constants: Mapping[str, Tensor]
+    dynamic: bool
+
+
+def emit_(model: nn.Module, programs: Sequence[Program]) -> None:
+    """Let a module (already cut) run these programs instead of its own forward."""
+    by_mode = {program.mode: program for program in programs}
+    for program in programs:
+        for name, tensor in program.constants.items():
+            model.register_buffer(name, tensor.clone(), persistent=False)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        program = by_mode.get("train" if self.training else "eval") or by_mode["eval"]
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        if spec != program.in_spec:
+            raise TypeError(f"{type(self).__name__} runs a traced graph: call it with the arguments it was traced with")
+        return pytree.tree_unflatten(list(program.run(self, *flat)), program.out_spec)
+
+    kind = type(model)
+    model.__class__ = type(f"Pruned{kind.__name__}", (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def programs_of(model: nn.Module, groups: Groups, gone: Ids) -> tuple[list[Program], Rewriter]:
+    """Rewrite the graphs of a dense model, for `emit_` on the cut one.
+
+    Raises:
+        CannotTrace: the eval graph cannot be rewritten.
+    """
+    rewriter = Rewriter(groups, gone)
+    found = []
+    for trace, entry in zip(groups.traces, groups.entries, strict=True):
+        program, dynamic = _dynamic_program(model, trace, entry)
+        if trace.mode == "train" and _mutations(program):
+            continue  # a functional train graph runs, but its backward does not
+        found.append(_compile(trace, program, rewriter, dynamic))
+    return found, rewriter
+
+
+def graph_hash(groups: Groups) -> str:
+    """A hash of the operators of the eval graph, to notice another torch that traces differently."""
+    targets = [str(node.target) for node in groups.traces[0].program.graph.nodes if node.op == "call_function"]
+    return hashlib.sha256("\n".join(targets).encode()).hexdigest()[:16]
+
+
+def _mutations(program: ExportedProgram) -> bool:
+    return any(spec.kind is OutputKind.BUFFER_MUTATION for spec in program.graph_signature.output_specs)
+
+
+def _operators(program: ExportedProgram) -> list[fx.Node]:
+    """Calls that make tensors, in order: the same for a static and a dynamic trace of one model."""
+    return [node for node in program.graph.nodes if node.op == "call_function" and _counts(node)]
+
+
+def _counts(node: fx.Node) -> bool:
+    if node.target is operator.getitem or any(name in str(node.target) for name in _DROPPED):
+        return False
+    return makes_tensors(node) and not _takes_all(node)
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """`x[:]`, which a static trace leaves out."""
+    if str(node.target) != "aten.slice.Tensor" or node.kwargs:
+        return False
+    bounds = [*node.args[2:], None, None, None][:3]
+    return bounds[0] in (None, 0) and isinstance(bounds[1], int) and bounds[1] >= 2**62 and bounds[2] in (None, 1)
+
+
+def _dynamic_program(model: nn.Module, trace: Trace, entry: Entry) -> tuple[ExportedProgram, bool]:
+    """The entry traced with any batch size if that gives the same operators, else the static trace."""
+    args = doubled(entry.args)
+    shapes = pytree.tree_map(
+        lambda item: {0: Dim.DYNAMIC} if isinstance(item, Tensor) and item.dim() and item.shape[0] > 1 else None, args
+    )
+    try:
+        program = read_graph(model, Entry(entry.mode, args, entry.kwargs), (*shapes,) if not entry.kwargs else None)
+    except CannotTrace:
+        return trace.program, False
+    same = [str(n.target) for n in _operators(program)] == [str(n.target) for n in _operators(trace.program)]
+    return (program, True) if same else (trace.program, False)
+
+
+def _compile(trace: Trace, program: ExportedProgram, rewriter: Rewriter, dynamic: bool) -> Program:
+    twins = dict(zip(_operators(program), _operators(trace.program), strict=True))
+    targets = {
+        spec.arg.name: (spec.kind, spec.target)
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    }
+    graph, copied = fx.Graph(), dict[fx.Node, Any]()
+    constants: dict[str, Tensor] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in targets:
+            kind, target = targets[node.name]
+            own = kind is not InputKind.CONSTANT_TENSOR or target in rewriter.names
+            name = str(target) if own else f"_{trace.mode}_constant_{len(constants)}"
+            if not own:
+                constants[name] = program.constants[str(target)]
+            copied[node] = graph.get_attr(name)
+        elif node.op == "output":
+            graph.output(tuple(_user_outputs(program, node, copied)))
+        elif node.op == "get_attr" or any(name in str(node.target) for name in _DROPPED):
+            if node.op == "get_attr":
+                raise CannotTrace(trace.mode, f"the graph holds a sub-graph or constant {node.target}")
+        else:
+            made = graph.node_copy(node, lambda item: copied[item])
+            copied[node] = made
+            twin = twins.get(node)
+            call = trace.calls.get(twin.name) if twin is not None else None
+            if call is not None and twin is not None:
+                rewriter.rewrite(made, call, trace.values[twin.name])
+    graph.eliminate_dead_code(lambda item: item.op == "placeholder" or _is_impure(item))
+    return Program(
+        trace.mode,
+        _function(graph),
+        program.call_spec.in_spec,
+        program.call_spec.out_spec,
+        constants,
+        dynamic,
+    )
+
+
+def _is_impure(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return node.op == "output"
+    schema = getattr(node.target, "_schema", None)
+    key = schema.name if schema is not None else ""
+    return bool(schema is not None and schema.is_mutable) or "batch_norm" in key
+
+
+def _user_outputs(program: ExportedProgram, node: fx.Node, copied: Mapping[fx.Node, Any]) -> list[Any]:
+    listed: Any = node.args[0]
+    specs = program.graph_signature.output_specs
+    kept = [item for item, spec in zip(listed, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+    return [copied[item] if isinstance(item, fx.Node) else item for item in kept]
+
+
+def _function(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph as a Python function of (module, *inputs)."""
+    code = graph.python_code("self")
+    scope: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<traced graph of the pruned model>", "exec"), scope)
+    function: Callable[..., Any] = scope["forward"]
+    return function
+
+
+def example_from(texts: Sequence[str]) -> tuple[Tensor, ...]:
+    """Example inputs from recorded `dtype[shape]` texts."""
+    made = []
+    for text in texts:
+        kind, _, shape = text.rstrip("]").partition("[")
+        sizes = [int(size) for size in shape.split(",") if size.strip()]
+        made.append(torch.zeros(sizes, dtype=getattr(torch, kind)))
+    return tuple(made)
