@@ -6,8 +6,9 @@ Masks need nothing (zeros are the mask); factors are found by structure (a layer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +20,21 @@ class Correspondence:
     Attributes:
         kept_outputs: layer -> indices of the original's output channels that remain, ascending; layers that are not
             named have all of theirs.
+        keep: the same as `pruners.channels` writes it: tensor -> dim -> indices that remain.
         factors: weight of the original -> weight of the layer that gives its output now (the decoder); those that
             are not named are found by structure.
         ignore: layers whose weights stay as they are.
     """
 
     kept_outputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    keep: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
     factors: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
 
-    def kept(self, weight: str) -> Sequence[int] | None:
-        """The remaining output channels of a weight of the original; None for all."""
-        return self.kept_outputs.get(weight, self.kept_outputs.get(owner(weight)))
+    def kept(self, weight: str, dim: int) -> Sequence[int] | None:
+        """The remaining output channels of a weight of the original, which lie along `dim`; None for all."""
+        found = self.kept_outputs.get(weight, self.kept_outputs.get(owner(weight)))
+        return self.keep.get(weight, {}).get(dim) if found is None else found
 
     def leaves_alone(self, weight: str) -> bool:
         """Whether the weight is one of those to ignore."""
@@ -58,6 +62,14 @@ def owner(weight: str) -> str:
     return weight.rpartition(".")[0]
 
 
-def as_correspondence(given: Correspondence | Iterable[str] | None) -> Correspondence:
-    """Accept what callers have: nothing, names of masked tensors (their zeros say the rest), or the real thing."""
-    return given if isinstance(given, Correspondence) else Correspondence()
+def as_correspondence(given: Any) -> Correspondence:
+    """Accept what callers have.
+
+    Args:
+        given: a `Correspondence`; a plan of `pruners.channels`, whose `keep` counts; or anything else, such as None or
+            the names of masked tensors, where zeros and structure say all there is to know.
+    """
+    if isinstance(given, Correspondence):
+        return given
+    keep = getattr(given, "keep", None)
+    return Correspondence(keep=keep) if isinstance(keep, Mapping) else Correspondence()

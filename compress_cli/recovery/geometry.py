@@ -76,7 +76,10 @@ class Geometry:
         """Put stride - 1 zeros between the pixels and pad as the equivalent convolution does."""
         sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], self.stride, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *sizes)
-        spread[(..., *(slice(None, None, step) for step in self.stride))] = x
+        inner: Tensor = spread
+        for axis, step in enumerate(self.stride):
+            inner = inner[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
+        inner.copy_(x)
         reach = [spacing * (size - 1) for spacing, size in zip(self.dilation, self.kernel, strict=True)]
         pads = [
             (far - before, far - after + extra)

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from compress_cli.recovery.correspondence import Correspondence
 from compress_cli.recovery.errors import DoNotMatch
-from compress_cli.recovery.residual import BATCH_NORM, Sum, find_sum, only_user
+from compress_cli.recovery.residual import Sum, find_sum, is_fixed_norm, only_user
 from compress_cli.recovery.trace import Call, Traced, _arguments
 
 
@@ -122,7 +122,7 @@ def _job(
         sums = (find_sum(original, their.node), find_sum(compressed, our.node))
         both = sums[0] is not None and sums[1] is not None
         uses.append(Use(their, our, sums if both else None))  # type: ignore[arg-type]
-    kept = correspondence.kept(theirs[0].weight)
+    kept = correspondence.kept(theirs[0].weight, 1 if theirs[0].geometry.kind == "transposed" else 0)
     _check_outputs(theirs[0], ours[0], kept)
     indices = None if kept is None else torch.as_tensor(list(kept), dtype=torch.int64)
     return Job(ours[0].weight, tuple(uses), _offset(compressed, ours), indices)
@@ -151,7 +151,7 @@ def _offset(compressed: Traced, calls: Sequence[Call]) -> Offset | None:
     if len(calls) > 1:
         return None
     norm = only_user(calls[0].node)
-    if norm is None or norm.target is not BATCH_NORM or norm.args[0] is not calls[0].node:
+    if norm is None or not is_fixed_norm(compressed, norm) or norm.args[0] is not calls[0].node:
         return None
     mean = compressed.tensor_name(_arguments(norm)["running_mean"])
     readers = [

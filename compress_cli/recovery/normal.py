@@ -1,20 +1,23 @@
-"""Normal equations of one layer, gathered over batches in float64, and their ridge solutions.
+"""Normal equations of one layer, gathered over batches, and their ridge solutions.
 
-With patches p (a constant column for the bias where there is one), targets y and weights W, per group:
-G = sum p'p, R = sum p'y, and |p W - y|^2 = tr(W'GW) - 2 tr(W'R) + sum y^2. The solution W near the old weights V is
-W = V + D with (G + L) D = R - G V on each output's support, L = ridge * diag(G); it leaves everything outside the
-support at zero, and is V itself when V already fits.
+With patches p (a constant column for the bias where there is one), old weights V and what they miss of the targets,
+r = y - p V, the change D of the weights solves (G + L) D = R on each output's support, with G = sum p'p, R = sum p'r
+and L = ridge * diag(G); the error becomes sum r^2 - 2 tr(D'R) + tr(D'GD). Written in r nothing cancels: products of
+blocks of rows may be float32, their sums and the solutions are float64, and D is zero where V already fits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+ROWS = 4096
+"""Rows of which products are summed in the patches' own precision."""
 CHUNK = 1 << 24
-"""Most elements of a block of patches in float64 (128 MiB)."""
+"""Most elements of a batch of systems that are solved together (128 MiB)."""
 BLOCKS = 6
 """Into so many stripes a Gram matrix is cut to use its symmetry."""
 JITTER = 1e-10
@@ -26,41 +29,38 @@ class NormalEquations:
 
     Attributes:
         gram: (groups, columns, columns).
-        cross: (groups, columns, outputs).
-        energy: (groups, outputs), sum of squared targets.
+        cross: (groups, columns, outputs), patches times what is missed.
+        missed: (groups, outputs), sum of squares of what is missed.
         rows: how many rows went in.
     """
 
     gram: Tensor
     cross: Tensor
-    energy: Tensor
+    missed: Tensor
     rows: int = 0
 
     @classmethod
     def empty(cls, groups: int, columns: int, outputs: int, device: torch.device) -> NormalEquations:
         """Sums over nothing."""
-        sizes = ((groups, columns, columns), (groups, columns, outputs), (groups, outputs))
-        return cls(*(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
 
-    def add(self, patches: Tensor, targets: Tensor) -> None:
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(sizes, dtype=torch.float64, device=device)
+
+        return cls(zeros(groups, columns, columns), zeros(groups, columns, outputs), zeros(groups, outputs))
+
+    def add(self, patches: Tensor, rest: Tensor) -> None:
         """Add rows.
 
         Args:
-            patches: (groups, rows, columns); without the constant column, which is added when the sums have one more.
-            targets: (groups, rows, outputs).
+            patches: (groups, rows, columns), the constant column included.
+            rest: (groups, rows, outputs), what the old weights miss of the targets.
         """
-        groups, rows, columns = patches.shape
-        constant = self.gram.shape[1] == columns + 1
-        step = max(CHUNK // max(groups * (columns + 1), 1), 1)
-        for begin in range(0, rows, step):
-            p = patches[:, begin : begin + step].double()
-            y = targets[:, begin : begin + step].double()
-            if constant:
-                p = torch.cat([p, p.new_ones(*p.shape[:2], 1)], dim=2)
+        for begin in range(0, patches.shape[1], ROWS):
+            p, r = patches[:, begin : begin + ROWS], rest[:, begin : begin + ROWS]
             self._add_gram(p)
-            self.cross += p.mT @ y
-            self.energy += y.square().sum(1)
-        self.rows += rows
+            self.cross += p.mT @ r
+            self.missed += r.double().square().sum(1)
+        self.rows += patches.shape[1]
 
     def _add_gram(self, p: Tensor) -> None:
         """Add p'p, computing the blocks on and below the diagonal only."""
@@ -72,34 +72,30 @@ class NormalEquations:
             self.gram[:, begin:end, :end] += block
             self.gram[:, :begin, begin:end] += block[:, :, :begin].mT
 
-    def errors(self, weights: Tensor) -> Tensor:
-        """Squared error of weights (groups, columns, outputs), summed over rows: (groups, outputs)."""
-        quadratic = (weights * (self.gram @ weights - 2 * self.cross)).sum(1)
-        return (quadratic + self.energy).clamp(min=0)
+    def errors(self, change: Tensor) -> Tensor:
+        """Squared error, summed over rows, after a change of the weights (groups, columns, outputs)."""
+        quadratic = (change * (self.gram @ change - 2 * self.cross)).sum(1)
+        return (quadratic + self.missed).clamp(min=0)
 
 
-def ridge_solutions(
-    equations: NormalEquations, old: Tensor, support: Tensor, ridges: tuple[float, ...]
-) -> list[Tensor]:
-    """Return one solution near the old weights for each ridge.
+def ridge_changes(equations: NormalEquations, support: Tensor, ridges: tuple[float, ...]) -> list[Tensor]:
+    """Return the best change of the weights for each ridge.
 
     Args:
         equations: of the rows to fit.
-        old: (groups, columns, outputs), zero outside the support.
-        support: same shape, True where a weight may be other than zero.
+        support: (groups, columns, outputs), True where a weight may change.
         ridges: relative to the diagonal of the Gram matrix.
     """
-    residual = equations.cross - equations.gram @ old
     diagonal = equations.gram.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()  # (groups, columns)
     gram = equations.gram * scale.unsqueeze(2) * scale.unsqueeze(1)
-    right = residual * scale.unsqueeze(2)
+    right = equations.cross * scale.unsqueeze(2)
     found = []
     for ridge in ridges:
-        step = torch.zeros_like(old)
-        for group in range(old.shape[0]):
+        step = torch.zeros_like(right)
+        for group in range(right.shape[0]):
             step[group] = _masked_solve(gram[group], right[group], support[group], ridge + JITTER)
-        found.append(old + step * scale.unsqueeze(2))
+        found.append(step * scale.unsqueeze(2))
     return found
 
 
@@ -108,31 +104,34 @@ def _masked_solve(gram: Tensor, right: Tensor, support: Tensor, ridge: float) ->
     if bool(support.all()):
         return _solve(gram.unsqueeze(0), right.unsqueeze(0), ridge)[0]
     solution = torch.zeros_like(right)
-    counts = support.sum(0)
-    order = torch.argsort(counts).tolist()
-    while order:
-        # rows of about the same size together: padded to the largest, at most CHUNK elements
-        size = int(counts[order[-1]])
-        if size == 0:
-            break
-        batch = max(min(CHUNK // (size * size), len(order)), 1)
-        taken, order = order[-batch:], order[:-batch]
-        _solve_columns(gram, right, support, ridge, taken, size, solution)
+    for taken, places, real, block in _blocks_of(gram, support):
+        values = right[:, taken].T.gather(1, places) * real
+        found = _solve(block, values.unsqueeze(2), ridge).squeeze(2) * real
+        solution[:, taken] = torch.zeros_like(right[:, taken]).T.scatter(1, places, found).T
     return solution
 
 
-def _solve_columns(
-    gram: Tensor, right: Tensor, support: Tensor, ridge: float, taken: list[int], size: int, solution: Tensor
-) -> None:
-    """Solve for some columns at once, each on its own support, padded with unknowns that are zero."""
-    chosen = support[:, taken].T  # (columns taken, unknowns)
-    places = torch.argsort(chosen, dim=1, descending=True, stable=True)[:, :size]
-    real = chosen.gather(1, places)
-    block = gram[places.unsqueeze(2), places.unsqueeze(1)] * (real.unsqueeze(2) & real.unsqueeze(1))
-    block.diagonal(dim1=1, dim2=2).add_((~real).double())
-    values = right[:, taken].T.gather(1, places) * real
-    found = _solve(block, values.unsqueeze(2), ridge).squeeze(2) * real
-    solution[:, taken] = torch.zeros_like(right[:, taken]).T.scatter(1, places, found).T
+def _blocks_of(gram: Tensor, support: Tensor) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """Cut the Gram matrix to the support of each output, outputs of about the same size together.
+
+    Yields:
+        (outputs, their places (outputs, size), which places are real, blocks (outputs, size, size)); what is not real
+        fills up to the largest support of the batch and has a diagonal of 1.
+    """
+    counts = support.sum(0)
+    order = torch.argsort(counts, stable=True).tolist()
+    while order:
+        size = int(counts[order[-1]])
+        if size == 0:
+            return
+        batch = max(min(CHUNK // (size * size), len(order), 32), 1)
+        taken, order = order[-batch:], order[:-batch]
+        chosen = support[:, taken].T  # (outputs, columns)
+        places = torch.argsort(chosen, dim=1, descending=True, stable=True)[:, :size]
+        real = chosen.gather(1, places)
+        block = gram[places.unsqueeze(2), places.unsqueeze(1)] * (real.unsqueeze(2) & real.unsqueeze(1))
+        block.diagonal(dim1=1, dim2=2).add_((~real).double())
+        yield taken, places, real, block
 
 
 def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
@@ -144,3 +143,34 @@ def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
         if not bool(failed.any()):
             return torch.cholesky_solve(right, factor)
         ridge = max(ridge * 10, JITTER)
+
+
+def removal_costs(equations: NormalEquations, weights: Tensor, support: Tensor, ridge: float) -> Tensor:
+    """Return what removing each weight adds to the squared error once the others of its output have made up for it.
+
+    The optimal brain surgeon's w_i^2 / [G_S^-1]_ii (Hassibi and Stork 1993), on each output's own support S.
+
+    Args:
+        equations: of the rows that were fitted.
+        weights, support: (groups, columns, outputs).
+        ridge: relative to the diagonal of the Gram matrix.
+
+    Returns:
+        (groups, columns, outputs), summed over rows; 0 outside the support.
+    """
+    diagonal = equations.gram.diagonal(dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    gram = equations.gram * scale.unsqueeze(2) * scale.unsqueeze(1)
+    inverse = torch.stack([_masked_inverse_diagonal(g, s, ridge + JITTER) for g, s in zip(gram, support, strict=True)])
+    return torch.where(support, weights.square() / (scale.square().unsqueeze(2) * inverse), 0.0)
+
+
+def _masked_inverse_diagonal(gram: Tensor, support: Tensor, ridge: float) -> Tensor:
+    """Diagonal of (gram + ridge I)^-1 on the support of each output: (columns, outputs), 1 outside."""
+    found = torch.ones_like(support, dtype=gram.dtype)
+    for taken, places, real, block in _blocks_of(gram, support):
+        block.diagonal(dim1=1, dim2=2).add_(ridge)
+        diagonal = torch.linalg.inv(block).diagonal(dim1=1, dim2=2)
+        values = torch.where(real, diagonal, 1.0)
+        found[:, taken] = torch.ones_like(found[:, taken]).T.scatter(1, places, values).T
+    return found

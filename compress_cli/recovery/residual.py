@@ -19,7 +19,7 @@ from torch.fx import Node
 from compress_cli.recovery.trace import Traced, _arguments
 
 _aten = torch.ops.aten
-BATCH_NORM = _aten._native_batch_norm_legit_no_training.default
+_NORM, _NORM_TUPLE = _aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default
 SMALLEST_SCALE = 0.05
 _SAME = {_aten.clone.default, _aten.dropout.default, _aten.contiguous.default, _aten.alias.default}
 _LAYOUT = {
@@ -45,6 +45,13 @@ class Sum:
     steps: tuple[Node, ...]
     node: Node
     other: Node
+
+
+def is_fixed_norm(traced: Traced, node: Node) -> bool:
+    """Whether an operator is a batch norm with stored statistics."""
+    if node.target not in (_NORM, _NORM_TUPLE) or _arguments(node).get("training", False):
+        return False
+    return all(map(traced.is_fixed, node.args[1:])) and _arguments(node)["running_var"] is not None
 
 
 def only_user(node: Node) -> Node | None:
@@ -74,10 +81,10 @@ def _passes(traced: Traced, node: Node, user: Node) -> bool:
     target: Any = user.target
     if target in _SAME or target in _LAYOUT:
         return user.args[0] is node
-    if target is BATCH_NORM:
-        return user.args[0] is node and all(traced.is_fixed(argument) for argument in user.args[1:])
+    if target in (_NORM, _NORM_TUPLE):
+        return user.args[0] is node and is_fixed_norm(traced, user)
     if target is operator.getitem:
-        return node.target is BATCH_NORM and user.args[1] == 0
+        return node.target is _NORM_TUPLE and bool(user.args[1] == 0)
     if target is _aten.mul.Tensor:
         return traced.is_fixed(user.args[1] if user.args[0] is node else user.args[0])
     return False
@@ -112,7 +119,7 @@ def pull_back(traced: Traced, found: Sum, difference: Tensor) -> Tensor:
     for step in reversed(found.steps):
         if step.target in _LAYOUT:
             difference = _undo_layout(step, difference)
-        elif step.target is BATCH_NORM:
+        elif step.target in (_NORM, _NORM_TUPLE):
             scale = norm_scale(traced, step)
             sizes = (1, -1, *(1,) * (difference.dim() - 2))
             difference = _divide(difference, scale.reshape(sizes))
@@ -129,7 +136,8 @@ def norm_scale(traced: Traced, norm: Node) -> Tensor:
     variance: Tensor = traced.fixed_value(arguments["running_var"])
     gamma = traced.fixed_value(arguments["weight"])
     scale = (variance + arguments["eps"]).rsqrt()
-    return scale if gamma is None else scale * gamma
+    found: Tensor = scale if gamma is None else scale * gamma
+    return found
 
 
 def _divide(values: Tensor, scale: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import evaluation, trace
 
 Step = Callable[[int, int, str], None]
+NORM_BATCHES = 8
+"""Batches from which batch norms are re-estimated as a candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,10 @@ class RecoveryOptions:
         batch_norms: whether re-estimated batch norms are tried.
     """
 
-    ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
     holdout: float = 0.2
     batch_size: int = 64
-    rows_per_unknown: int = 128
+    rows_per_unknown: int = 64
     memory: int = 2 << 30
     columns: int = 4700
     sums: bool = True
@@ -60,12 +62,13 @@ def recover(
     compressed: nn.Module,
     batches: Sequence[Tensor | Sequence[Tensor]],
     *,
-    correspondence: Correspondence | Iterable[str] | None = None,
+    correspondence: Any = None,
     seed: int = 0,
     ridge: float | None = None,
     holdout: float | None = None,
     options: RecoveryOptions | None = None,
     on_step: Step | None = None,
+    costs: dict[str, Tensor] | None = None,
 ) -> RecoveryRecord:
     """Solve the weights that are left for the original's pre-activations, in place.
 
@@ -75,12 +78,14 @@ def recover(
         dense: the original, on the same device; not changed.
         compressed: the same network after weights, channels or ranks were removed; changed in place.
         batches: unlabelled images (images, ...), or tuples of the networks' positional arguments.
-        correspondence: what was removed; names of masked tensors or None where zeros and structure say it.
+        correspondence: what was removed, as `as_correspondence` accepts it; None where zeros and structure say it.
         seed: of the split and of the choice of positions.
         ridge: one ridge instead of the options' choice.
         holdout: share of the images to check on, instead of the options'.
         options: see `RecoveryOptions`.
         on_step: called with (steps done, steps in all, what comes next).
+        costs: gets, for each weight tensor that was solved, what the removal of each of its entries would add to the
+            mean squared error of the layer's output after compensation (same shape, float64).
 
     Raises:
         NoImages: fewer than 2 images.
@@ -91,7 +96,7 @@ def recover(
     options = _with(options or RecoveryOptions(), ridge, holdout)
     images = arrange(batches, options.batch_size, options.holdout, seed)
     run = _Run(dense, compressed, images, as_correspondence(correspondence), options, seed)
-    layers = run.solve(on_step or (lambda done, total, text: None))
+    layers = run.solve(on_step or (lambda done, total, text: None), costs)
     chosen, candidates = run.choose()
     errors = dict(candidates)
     return RecoveryRecord(
@@ -149,8 +154,8 @@ class _Run:
         original, compressed = self.pair.original, self.pair.compressed
         return output_error((original.outputs(index), compressed.outputs(index)) for index in self.held)
 
-    def solve(self, on_step: Step) -> list[LayerRecovery]:
-        """Solve all layers in order."""
+    def solve(self, on_step: Step, costs: dict[str, Tensor] | None = None) -> list[LayerRecovery]:
+        """Solve all layers in order; `costs` gets what the removal of each weight would cost afterwards."""
         pending = list(self.jobs)
         generator = torch.Generator().manual_seed(self.seed)
         layers = []
@@ -158,14 +163,16 @@ class _Run:
             on_step(done, len(self.jobs), job.name)
             self._settle(pending)
             later = {node for other in pending[1:] for node in (*other.compressed_nodes, *other.original_nodes)}
-            layers.append(solve_(self.pair, job, later, self.images.fitted, self.options, generator))
+            layers.append(solve_(self.pair, job, later, self.images.fitted, self.options, generator, costs))
             pending.pop(0)
         self._settle(pending)
         on_step(len(self.jobs), len(self.jobs), "")
         return layers
 
     def _settle(self, pending: Sequence[Job]) -> None:
-        self.pair.original.settle({node for job in pending for node in job.original_nodes})
+        # the original's layer is wanted itself, so it is kept rather than what follows it
+        current = {user for job in pending[:1] for node in job.original_nodes for user in node.users}
+        self.pair.original.settle(current | {node for job in pending[1:] for node in job.original_nodes})
         self.pair.compressed.settle({node for job in pending for node in job.compressed_nodes})
 
     def choose(self) -> tuple[str, list[tuple[str, float]]]:
@@ -175,7 +182,7 @@ class _Run:
         if self.options.batch_norms and tracked_norms(self.compressed):
             for start, name in (("least squares", "least squares + batch norms"), ("as compressed", "batch norms")):
                 self._write(states[start])
-                reestimate_(self.compressed, self.images.batches[: self.images.fitted], self.device)
+                reestimate_(self.compressed, self.images.batches[: self.images.fitted][:NORM_BATCHES], self.device)
                 states[name] = self._copy()
                 candidates.append((name, self._fresh_error()))
         chosen = min(candidates, key=lambda item: (item[1], len(item[0])))[0]

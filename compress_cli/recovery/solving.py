@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from compress_cli.recovery.jobs import Job, Use
-from compress_cli.recovery.normal import NormalEquations, ridge_solutions
+from compress_cli.recovery.normal import NormalEquations, removal_costs, ridge_changes
 from compress_cli.recovery.record import LayerRecovery
 from compress_cli.recovery.residual import depends_on, has_layout, pull_back
 from compress_cli.recovery.stream import Stream
 
-ROUNDING = 1e-12
+ROUNDING = 1e-11
 """An error below this share of the targets' size is rounding: the layer is right already."""
 
+COST_RIDGE = 1e-3
+"""Ridge, relative to the diagonal, of the inverse that prices the removal of weights."""
 FEWEST_ROWS = 20_000
 """So many rows are used however few the unknowns are."""
 
@@ -62,11 +64,33 @@ class _Layer:
 
     @property
     def columns(self) -> int:
+        """Columns without the offset's."""
         return self.matrix.shape[1] - self.with_offset
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What one layer is solved with.
+
+    Attributes:
+        pair: both streams; values before this layer are final.
+        job: what to solve for.
+        corrects: for each use, whether it corrects the sum it ends in.
+        fitted: how many of the batches are fitted; the others are held out.
+        options: see `RecoveryOptions`.
+        generator: chooses positions.
+    """
+
+    pair: Pair
+    job: Job
+    corrects: tuple[bool, ...]
+    fitted: int
+    options: Options
+    generator: torch.Generator
+
+
 class _Spread:
-    """Squared distance of targets from their means, over rows, groups and outputs."""
+    """Squared size of targets, and their squared distance from their means, over rows, groups and outputs."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.square = matrix.new_zeros(matrix.shape[0], matrix.shape[2])
@@ -81,15 +105,21 @@ class _Spread:
         self.rows += targets.shape[1]
 
     def value(self) -> float:
-        """The sum, never 0."""
+        """The distance from the means, never 0."""
         return max(float((self.square - self.total.square() / max(self.rows, 1)).sum()), 1e-300)
 
 
 @torch.no_grad()
 def solve_(
-    pair: Pair, job: Job, later: Collection[Node], fitted: int, options: Options, generator: torch.Generator
+    pair: Pair,
+    job: Job,
+    later: Collection[Node],
+    fitted: int,
+    options: Options,
+    generator: torch.Generator,
+    costs: dict[str, Tensor] | None = None,
 ) -> LayerRecovery:
-    """Solve one job and write its weights if the held-out error falls.
+    """Solve one job and write the outputs' new weights where their held-out error falls.
 
     Args:
         pair: both streams; values before this layer are final.
@@ -98,19 +128,27 @@ def solve_(
         fitted: how many of the batches are fitted.
         options: see `RecoveryOptions`.
         generator: chooses positions.
+        costs: where to put what the removal of each weight would cost now (mean squared error per position).
     """
     layer = _read(pair, job)
-    corrects = [options.sums and _can_correct(pair, job, use, later) for use in job.uses]
+    corrects = tuple(options.sums and _can_correct(pair, job, use, later) for use in job.uses)
+    problem = Problem(pair, job, corrects, fitted, options, generator)
     old, errors, ridge, rows = layer.matrix.clone(), [], 0.0, 0
+    price = torch.zeros_like(layer.matrix)
     for columns in _blocks(layer, options.columns):
-        spread = _Spread(layer.matrix)
-        fit, held = _gather(pair, job, corrects, layer, columns, fitted, options, generator, spread)
-        found, ridge = _improve(layer, columns, fit, held, options.ridges)
+        fit, held, spread = _gather(problem, layer, columns)
+        found, ridge = _improve(layer, columns, fit, held, spread, options.ridges)
         errors += [error / spread.value() for error in found]
         rows = fit.rows
+        if costs is not None:
+            part = removal_costs(fit, layer.matrix[:, columns], layer.support[:, columns], COST_RIDGE)
+            price[:, columns] = part / max(rows, 1)
     changed = bool((layer.matrix != old).any())
     if changed:
         _write(pair, job, layer, old)
+    if costs is not None:
+        geometry, weight = job.uses[0].compressed.geometry, pair.compressed.traced.tensors()[job.name]
+        costs[job.name] = geometry.weight(price[:, : layer.columns], weight)
     return LayerRecovery(
         name=job.name,
         kept=changed,
@@ -135,9 +173,8 @@ def _read(pair: Pair, job: Job) -> _Layer:
     offset = matrix.new_zeros(groups, 1, outputs)
     if job.offset.sign > 0:
         offset += tensors[job.offset.name].detach().double().reshape(groups, 1, outputs)
-    return _Layer(
-        torch.cat([matrix, offset], 1), torch.cat([support, torch.ones_like(offset, dtype=torch.bool)], 1), True
-    )
+    free = torch.ones_like(offset, dtype=torch.bool)
+    return _Layer(torch.cat([matrix, offset], 1), torch.cat([support, free], 1), True)
 
 
 def _can_correct(pair: Pair, job: Job, use: Use, later: Collection[Node]) -> bool:
@@ -159,52 +196,28 @@ def _blocks(layer: _Layer, most: int) -> list[slice]:
     return [slice(begin, min(begin + step, total)) for begin in range(0, total, step)]
 
 
-def _gather(
-    pair: Pair,
-    job: Job,
-    corrects: list[bool],
-    layer: _Layer,
-    columns: slice,
-    fitted: int,
-    options: Options,
-    generator: torch.Generator,
-    spread: _Spread,
-) -> tuple[NormalEquations, NormalEquations]:
+def _gather(problem: Problem, layer: _Layer, columns: slice) -> tuple[NormalEquations, NormalEquations, _Spread]:
     """Sum the normal equations of some columns over the fitted and over the held-out batches."""
-    matrix = layer.matrix
+    matrix, options, fitted = layer.matrix, problem.options, problem.fitted
     sizes = (matrix.shape[0], columns.stop - columns.start, matrix.shape[2], matrix.device)
-    fit, held = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes)
+    fit, held, spread = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes), _Spread(matrix)
     limit = -(-max(options.rows_per_unknown * matrix.shape[1], FEWEST_ROWS) // fitted)
-    for index in range(len(pair.compressed)):
+    for index in range(len(problem.pair.compressed)):
         sums = fit if index < fitted else held
-        for use, correct in zip(job.uses, corrects, strict=True):
-            patches, targets = _rows(pair, job, use, correct, index, limit, generator)
+        for use, correct in zip(problem.job.uses, problem.corrects, strict=True):
+            patches, targets = _rows(problem, use, correct, index, limit)
+            if layer.with_offset:
+                patches = torch.cat([patches, patches.new_ones(*patches.shape[:2], 1)], 2)
+            rest = targets - patches @ matrix.to(patches.dtype)
+            sums.add(patches[:, :, columns], rest)
             if sums is held:
                 spread.add(targets)
-            if columns.start == 0 and columns.stop == matrix.shape[1]:
-                sums.add(patches, targets)
-            else:
-                sums.add(*_rest(layer, columns, patches, targets))
-    return fit, held
+    return fit, held, spread
 
 
-def _rest(layer: _Layer, columns: slice, patches: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the patches of some columns and what the other columns leave of the targets."""
-    matrix = layer.matrix.to(patches.dtype)
-    whole = patches @ matrix[:, : layer.columns]
-    if layer.with_offset:
-        whole = whole + matrix[:, layer.columns :]
-    own = patches[:, :, columns.start : min(columns.stop, layer.columns)]
-    share = own @ matrix[:, columns.start : min(columns.stop, layer.columns)]
-    if columns.stop > layer.columns:
-        share = share + matrix[:, layer.columns :]
-    return own, targets - (whole - share)
-
-
-def _rows(
-    pair: Pair, job: Job, use: Use, correct: bool, index: int, limit: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _rows(problem: Problem, use: Use, correct: bool, index: int, limit: int) -> tuple[Tensor, Tensor]:
     """Return patches (groups, rows, columns) and targets (groups, rows, outputs) of one batch and one call."""
+    pair, job = problem.pair, problem.job
     ours, theirs = use.compressed, use.original
     wanted, wanted_theirs = [ours.input], [theirs.node]
     if correct and use.sums is not None:
@@ -223,7 +236,7 @@ def _rows(
     places = ours.geometry.places(windows).numel()
     chosen = None
     if places > limit:
-        chosen = torch.randperm(places, generator=generator)[:limit].sort().values.to(windows.device)
+        chosen = torch.randperm(places, generator=problem.generator)[:limit].sort().values.to(windows.device)
     return ours.geometry.rows(windows, chosen), ours.geometry.outputs(target, chosen)
 
 
@@ -232,27 +245,30 @@ def _select(values: Tensor, kept: Tensor | None, axis: int) -> Tensor:
 
 
 def _improve(
-    layer: _Layer, columns: slice, fit: NormalEquations, held: NormalEquations, ridges: tuple[float, ...]
+    layer: _Layer,
+    columns: slice,
+    fit: NormalEquations,
+    held: NormalEquations,
+    spread: _Spread,
+    ridges: tuple[float, ...],
 ) -> tuple[tuple[float, float], float]:
     """Replace the columns of those outputs whose held-out error falls.
 
     Returns:
         Held-out error before and after, and the ridge that is best for all outputs together.
     """
-    old, support = layer.matrix[:, columns], layer.support[:, columns]
-    before = held.errors(old)  # (groups, outputs)
-    right = before <= ROUNDING * held.energy
+    before = held.missed  # (groups, outputs)
+    right = before <= ROUNDING * spread.square
     if bool(right.all()):
         return (float(before.sum()), float(before.sum())), 0.0
-    best, least = old.clone(), before.clone()
-    totals = []
-    for solution in ridge_solutions(fit, old, support, ridges):
-        errors = held.errors(solution)
+    best, least, totals = torch.zeros_like(fit.cross), before.clone(), []
+    for change in ridge_changes(fit, layer.support[:, columns], ridges):
+        errors = held.errors(change)
         totals.append(float(errors.sum()))
         better = (errors < least) & ~right
         least = torch.where(better, errors, least)
-        best = torch.where(better.unsqueeze(1), solution, best)
-    layer.matrix[:, columns] = best
+        best = torch.where(better.unsqueeze(1), change, best)
+    layer.matrix[:, columns] += best
     return (float(before.sum()), float(least.sum())), ridges[totals.index(min(totals))]
 
 

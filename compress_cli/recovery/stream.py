@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -27,6 +28,7 @@ class Stream:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @torch.no_grad()
     def values(self, index: int, wanted: Sequence[Node]) -> dict[Node, Any]:
         """Return the values of some nodes for one batch."""
         known = {node: value.to(self.device) for node, value in self._kept[index].items()}

@@ -94,7 +94,6 @@ class Traced:
             stack.extend(node.all_input_nodes)
         return sorted(found, key=self.place.__getitem__)
 
-    @torch.no_grad()
     def evaluate(self, order: Sequence[Node], known: Mapping[Node, Tensor], keep: Sequence[Node]) -> dict[Node, Any]:
         """Run operators in order and return the values of `keep`; others are dropped after their last use.
 
@@ -216,10 +215,18 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], which: str = "given") -
             warnings.simplefilter("ignore")
             with torch.no_grad():
                 program = torch.export.export(module, inputs)
-                program = program.run_decompositions(decomp_table={})
+                if not _is_functional(program.graph):
+                    program = program.run_decompositions(decomp_table={})
     except Exception as error:  # the exporter raises whatever the model's code or its own guards raise
         raise CannotTrace(which, " ".join(str(error).split())[:300] or type(error).__name__) from error
     return _bind(module, program, which)
+
+
+def _is_functional(graph: Any) -> bool:
+    """Whether every node is an operator that writes into nothing; making a graph so is slow."""
+    schemas = [getattr(node.target, "_schema", None) for node in graph.nodes if node.op == "call_function"]
+    plain = all(schema is None or not schema.is_mutable for schema in schemas)
+    return plain and all(node.op != "get_attr" for node in graph.nodes)
 
 
 def _bind(module: nn.Module, program: Any, which: str) -> Traced:
