@@ -26,6 +26,7 @@ _WRITER_TEXTS = (
     "inline_container.cc",
     "file write failed",
     "unexpected pos",
+    "iostream error",
     "No space left on device",
     "Disk quota exceeded",
     "File too large",

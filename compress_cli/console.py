@@ -43,11 +43,19 @@ class Out:
 
     def _line(self, text: str, *, show: bool) -> None:
         if self.log is not None:
-            self.log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            self.log.flush()
+            self._append(self.log, f"{time.strftime('%H:%M:%S')} {text}\n")
         if show:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+    def _append(self, log: IO[str], line: str) -> None:
+        """Add to the log; one that cannot be written (a full disk) is given up, the artifacts' writers say why."""
+        try:
+            log.write(line)
+            log.flush()
+        except OSError as error:
+            self.log = None
+            sys.stderr.write(f"Warning: the log is not written any more: {error.strerror}\n")
 
     def info(self, text: str) -> None:
         """A line of progress."""

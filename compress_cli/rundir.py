@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,7 +135,8 @@ class RunFolder:
     def close(self) -> None:
         """Release the lock and the log."""
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):  # a full disk: what is buffered is lost, the run's own error says so
+                self._log.close()
             self._log = None
         if self._lock is not None:
             self._lock.close()  # the file stays: deleting it would let two later runs lock two different files

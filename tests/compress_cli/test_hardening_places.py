@@ -61,7 +61,7 @@ def test_an_unwritable_folder(runner: Runner, file: Path, tmp_path: Path) -> Non
     assert names(locked) == []
 
 
-@pytest.mark.parametrize("size", [50_000, 1_000], ids=["the weights", "the first file"])
+@pytest.mark.parametrize("size", [50_000, 1_000, 10], ids=["the weights", "the first file", "the log"])
 def test_a_full_disk_is_one_error_and_leaves_no_half_file(runner: Runner, tmp_path: Path, size: int) -> None:
     file = save_torch(tmp_path / "w.pt", {"fc.weight": torch.arange(1.0, 40_001).reshape(200, 200)})
     with files_of_at_most(size):
