@@ -141,8 +141,11 @@ class Quality:
         self, module: nn.Module, split: Split, positions: Sequence[int], title: str | None = None
     ) -> dict[str, Score]:
         """Metric and mean loss of every task on some samples of a split; shared between processes, exactly added."""
-        pieces = chunks(list(positions), self._batch_size(split))
-        mine = pieces[distributed.rank() :: distributed.world()]
+        shared = len(positions) >= distributed.world()  # every process has a piece, or each does all the work
+        size = min(self._batch_size(split), max(1, len(positions) // distributed.world()))
+        mine = chunks(list(positions), size)
+        if shared:
+            mine = mine[distributed.rank() :: distributed.world()]
         sums: dict[str, Tensor] = {}
         losses = torch.zeros(len(self.tasks), 2, dtype=torch.float64, device=self.device)
         line = self.session.out.progress(title) if title else nullcontext()
@@ -158,9 +161,10 @@ class Quality:
                     losses[row, 1] += known.sum()
                 if bar is not None:
                     bar.update(number, len(mine))
-        distributed.add_up_(losses)
-        for counts in sums.values():
-            distributed.add_up_(counts)
+        if shared:
+            distributed.add_up_(losses)
+            for counts in sums.values():
+                distributed.add_up_(counts)
         return {
             task.name: Score(
                 task.metric.value(sums[task.name].cpu()),  # type: ignore[union-attr]

@@ -67,7 +67,9 @@ def deliver(config: RunConfig, out: Out, *, resume: bool, overwrite: bool) -> in
     """Run the pipeline, print its report, and return the exit code."""
     from compress_cli.pipeline import run  # torch starts here, after every cheap check of the flags
     from compress_cli.render.text import render_report
+    from compress_cli.training.launch import joined
 
-    report = run(config, out, resume=resume, overwrite=overwrite)
-    out.result(report.to_dict(), lambda console: render_report(report, console))
+    with joined(config, out, resume=resume) as place:  # one of several processes under torchrun, else as given
+        report = run(place.config, place.out, resume=place.resume, overwrite=overwrite)
+        place.out.result(report.to_dict(), lambda console: render_report(report, console))
     return EXIT_OK if report.ok or config.exit_zero else EXIT_GATE

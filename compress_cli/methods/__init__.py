@@ -10,11 +10,13 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, tuple[str, str]] = {
     "magnitude": ("compress_cli.methods.magnitude:Magnitude", "global magnitude pruning"),
+    "channels": ("compress_cli.methods.channels:Channels", "channel pruning"),
     "alds": ("compress_cli.methods.alds:Alds", "layer-wise low-rank decomposition (ALDS)"),
     "pagcp": ("compress_cli.methods.pagcp:Pagcp", "channel pruning under a limit per task"),
     "svd": ("compress_cli.methods.alds:Svd", "low-rank decomposition, uniform rank"),
     "svd-energy": ("compress_cli.methods.alds:SvdEnergy", "low-rank decomposition, uniform energy"),
     "pca": ("compress_cli.methods.alds:Pca", "low-rank decomposition by output variance"),
+    "finetune": ("compress_cli.methods.finetune:Finetune", "fine-tuning"),
 }
 """method -> (module:class, what it is called in reports)."""
 

@@ -47,9 +47,14 @@ def finetune(
     from compress_cli.training.trainer import Trainer, step_plan
 
     config = session.config
+    if config.teacher is not None:
+        from compress_cli.training.teacher import open_teacher
+
+        teacher = open_teacher(config)
     if recipe is None:
         sparsity = final_sparsity(module, constraint, plan)
-        recipe = choose_recipe(config, sparsity=sparsity, distils=config.distill and teacher is not None)
+        distils = teacher is not None and (config.distill or config.teacher is not None)
+        recipe = choose_recipe(config, sparsity=sparsity, distils=distils)
     steps = step_plan(recipe, len(quality.train))[1] * recipe.epochs
     sparsifier = choose_sparsifier(module, constraint, plan, config.schedule, steps, schedule)
     for reason in recipe.reasons:

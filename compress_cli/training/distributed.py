@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -34,3 +36,12 @@ def any_true(flag: bool, device: torch.device) -> bool:
     if not active():
         return flag
     return bool(add_up_(torch.tensor(float(flag), device=device)) > 0)
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value in all of them (a plan, for example); the value itself when alone."""
+    if not active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -52,12 +53,12 @@ class Numerics:
             return contextlib.nullcontext()
         return torch.autocast("cuda", torch.bfloat16)
 
-    def parallel(self, module: nn.Module) -> nn.Module:
+    def parallel(self, module: nn.Module, has_unused: Callable[[], bool]) -> nn.Module:
         """The module whose gradients are averaged over all processes; the module itself when alone."""
         if not distributed.active():
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, find_unused_parameters=has_unused())
 
     @staticmethod
     def last_part(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:

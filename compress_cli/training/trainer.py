@@ -84,8 +84,8 @@ class Trainer:
         self.steps = self.steps_per_epoch * recipe.epochs
         self.numerics = Numerics(quality.device)
         self.numerics.prepare_(module)
-        self.network = self.numerics.parallel(module)
         self.objective = Objective.of(quality.tasks, recipe, teacher, self._points(teacher))
+        self.network = self.numerics.parallel(module, self._has_unused_parameters)
         self.optimizer = _optimizer(module, recipe, quality.device)
         self.average = Average(module, recipe.ema) if recipe.ema is not None else None
         self.progress = Progress()
@@ -205,6 +205,19 @@ class Trainer:
         if self.recipe.epochs > 3 and not sys.stderr.isatty():
             return nullcontext()
         return self.session.out.progress("Fine-tuning")
+
+    def _has_unused_parameters(self) -> bool:
+        """Whether some parameter gets no gradient from the loss: processes must not wait for it."""
+        batch = next(iter(self.split.batches([[0]], device=self.quality.device)))
+        flags = [(layer, layer.training) for layer in self.module.modules()]
+        self.module.eval()
+        with self.objective.watched():
+            self.objective(self.module, batch).backward()  # type: ignore[no-untyped-call]
+        for layer, training in flags:
+            layer.training = training
+        unused = any(weight.grad is None for weight in self.module.parameters() if weight.requires_grad)
+        self.module.zero_grad(set_to_none=True)
+        return unused
 
     def _points(self, teacher: nn.Module | None) -> FeaturePoints | None:
         """Where features are compared; None without that wish, a teacher, or a point of equal shape."""
