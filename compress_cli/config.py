@@ -21,8 +21,8 @@ from compress_cli.quantities import LIMIT_KINDS, Limit, parse_limit
 from compress_cli.version import __version__
 from compress_cli.weight_forms import WEIGHTS, check_known
 
-Scope = Literal["global", "layer"]
-Score = Literal["magnitude", "lamp", "erk"]
+Scope = Literal["global", "layer", "isomorphic"]
+Score = Literal["magnitude", "lamp", "erk", "l1", "bn", "fpgm", "taylor", "fisher"]
 Search = Literal["path", "sweep"]
 Schedule = Literal["one-shot", "gradual", "st3", "acdc"]
 

@@ -39,11 +39,18 @@ ScopeOption = Annotated[
     str | None,
     option(
         "--scope",
-        help="global (one threshold) or layer (same sparsity everywhere). Default global.",
+        help="global (one ranking), layer (same share everywhere); channels also isomorphic. Default global.",
         panel=SELECT,
     ),
 ]
-ScoreOption = Annotated[str | None, option("--score", help="magnitude, lamp or erk. Default magnitude.", panel=SELECT)]
+ScoreOption = Annotated[
+    str | None,
+    option(
+        "--score",
+        help="magnitude, lamp or erk; channels: magnitude, l1, bn, lamp, fpgm, taylor or fisher. Default magnitude.",
+        panel=SELECT,
+    ),
+]
 Floor = Annotated[
     str | None,
     option(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pruners.channels.api import apply_, restructure_
 from pruners.channels.cost import CostModel, Saving
+from pruners.channels.describe import describe
 from pruners.channels.errors import (
     BadChannelOptions,
     BadChannelsPlan,
@@ -69,6 +70,7 @@ __all__ = [
     "SurgeryFailed",
     "analyse",
     "apply_",
+    "describe",
     "fit",
     "make_plan",
     "masked",

@@ -1,0 +1,316 @@
+"""`--method channels`: `pruners.channels` behind the pipeline's interface: whole channels go, ranked by one score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import floor
+from typing import TYPE_CHECKING, Any
+
+from compress_cli.errors import InputError, UsageError, VerificationError
+from compress_cli.methods.base import Measured
+from compress_cli.report import Achieved, LayerRow, Skipped
+from compress_cli.translate import channel_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compress_cli.checkpoint import LoadedModel
+    from compress_cli.config import RunConfig
+    from compress_cli.quality import Quality
+    from compress_cli.quantities import Limit
+    from compress_cli.session import Session
+    from pruners.channels import Budget, Fitted, Groups, ScoreOptions, SelectionOptions
+
+BUG = "this is a bug in compress: please report it with the run folder's log.txt"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """The fitted plan, its proof, and the limits that it was made for."""
+
+    fitted: Fitted
+    limits: tuple[Limit, ...]
+
+    @property
+    def keep(self) -> Mapping[str, Mapping[int, tuple[int, ...]]]:
+        """What stays, as recovery reads it."""
+        return self.fitted.plan.keep
+
+    def to_dict(self) -> dict[str, Any]:
+        """The channels plan's document, with its proofs."""
+        return {**self.fitted.plan.to_dict(), "proofs": self.fitted.proof.to_dict()}
+
+    def explain(self) -> str:
+        """The plan as lines of text, with the ways that could not be proved."""
+        return "\n".join([*self.fitted.plan.explain(), *(f"not possible: {text}" for text in self.fitted.refused)])
+
+
+class Channels:
+    """Remove the channels that matter least until the budget holds, everywhere in the network at once."""
+
+    needs_module = True
+
+    def check(self, config: RunConfig) -> None:
+        """A budget that channels can be counted against, and options that go together."""
+        if not (config.max_flops or config.max_params):
+            more = " (--max-size and --max-latency are checked on the result)" if config.limits() else ""
+            raise UsageError(f"--method channels needs a budget{more}", "pass --max-flops 50% or --max-params 50%")
+        if config.sparsity is not None:
+            raise UsageError("--sparsity is for magnitude pruning", "pass --max-flops, or prune the result afterwards")
+        if config.schedule != "one-shot":
+            raise UsageError(f"--schedule {config.schedule} is for magnitude pruning", "drop --schedule")
+        with channel_errors():
+            from pruners.channels.scores import NEEDS_GRADIENTS
+
+            score, _ = _score_options(config), _selection(config)
+        if score.score in NEEDS_GRADIENTS and not (config.calib or config.data or config.task):
+            raise UsageError(f"the {score.score} score is measured on images", "add --calib DIR, or --data or --task")
+
+    def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Decision:
+        """Group, score, choose to the budget, and find the gentlest cut that can be proved.
+
+        Raises:
+            UsageError: a budget that cannot be met, with the nearest one that can.
+            UnsupportedModelError: the network cannot be traced, or nothing may go.
+            VerificationError: no way of cutting could be proved.
+        """
+        from pruners.channels import CostModel, analyse, fit, score
+        from pruners.channels import plan as choose_plan
+
+        assert loaded.module is not None  # the pipeline has seen to both
+        assert loaded.example_inputs is not None
+        config, module, inputs = session.config, loaded.module, loaded.example_inputs
+        with channel_errors(), session.stage("channel groups"):
+            key = f"channel groups {config.ignore} {config.only}"
+            groups: Groups = session.shared.once(
+                key, lambda: analyse(module, inputs, ignore=config.ignore, only=config.only)
+            )
+        options, selection = _score_options(config), _selection(config)
+        with session.stage("scores"):
+            gradients = _gradients(quality, module, options.score)
+        budget, limits = _budget(config, CostModel(groups))
+        recorded = {"score": options.score, "normalise": options.normaliser}
+
+        def choose(found: Groups) -> Any:
+            values = score(module, found, options, gradients=gradients)
+            return choose_plan(found, values, budget, selection, more=recorded)
+
+        with channel_errors(), session.stage("cut", "Cutting and proving"):
+            return Decision(fit(module, inputs, groups, choose), limits)
+
+    def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
+        """Cut the network's tensors."""
+        from pruners.channels import apply_
+
+        assert loaded.module is not None
+        with channel_errors():
+            apply_(loaded.module, plan.fitted.plan)
+
+    def settle(self, session: Session, loaded: LoadedModel, plan: Decision) -> Decision:
+        """Training does not change the structure."""
+        return plan
+
+    def prove(self, original: nn.Module, loaded: LoadedModel, plan: Decision) -> dict[str, Any]:
+        """The network is, tensor by tensor and output by output, the one whose proofs passed while planning.
+
+        Raises:
+            VerificationError: it is not.
+        """
+        import torch
+
+        from exporters.outputs import evaluating, flatten_outputs
+
+        proved, module, inputs = plan.fitted.model, loaded.module, loaded.example_inputs
+        assert module is not None
+        assert inputs is not None
+        wanted, found = proved.state_dict(), module.state_dict()
+        same = wanted.keys() == found.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+        if same:
+            with evaluating(proved), evaluating(module):
+                pairs = (flatten_outputs(proved(*inputs)), flatten_outputs(module(*inputs)))
+            same = all(torch.equal(pairs[0][name], pairs[1][name]) for name in pairs[0])
+        if not same:
+            raise VerificationError("the plan cut the network differently from the proved copy", BUG)
+        proof = plan.fitted.proof
+        summary = "the small network is the original with channels masked: " + "; ".join(
+            f"{check.name}: {check.detail}" for check in proof.checks
+        )
+        return {"kind": "channels", "tier": plan.fitted.plan.tier, **proof.to_dict(), "summary": summary}
+
+    def constraint(self, module: nn.Module, plan: Decision) -> None:
+        """Smaller layers are ordinary layers: nothing to enforce."""
+        return
+
+    def removed(self, module: nn.Module, plan: Decision) -> Any:
+        """The channels plan, whose kept indices recovery reads."""
+        return plan.fitted.plan
+
+    def warnings(self, plan: Decision) -> tuple[str, ...]:
+        """The tier where it is not plain, operators that count channels, and whatever else the plan says."""
+        found = plan.fitted.plan
+        lines = list(found.warnings)
+        if found.tier > 1:
+            from pruners.channels.plan_type import TIERS
+
+            lines.append(f"tier {found.tier}: {TIERS[found.tier]} (because: {plan.fitted.refused[0]})")
+        if found.not_zeroing:
+            shown = ", ".join(found.not_zeroing[:3]) + (" ..." if len(found.not_zeroing) > 3 else "")
+            lines.append(f"operators that count channels now count fewer: {shown}")
+        return tuple(lines)
+
+    def skipped(self, plan: Decision) -> tuple[Skipped, ...]:
+        """Output channels that had to stay, with reasons."""
+        return skipped_rows(plan.fitted.groups)
+
+    def achieved(self, config: RunConfig, plan: Decision, measured: Measured) -> tuple[Achieved, ...]:
+        """The budgets against what was counted in the reloaded model.
+
+        Raises:
+            VerificationError: the model does not have the predicted parameters or MACs.
+        """
+        before, after, made = measured.complexity_before, measured.complexity_after, plan.fitted.plan
+        compare_counts("parameters", made.params_before - made.params_after, before.params - after.params)  # type: ignore[union-attr]
+        compare_counts("MACs", made.macs_before - made.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
+        rows = []
+        for limit in plan.limits:
+            total, count = int(getattr(before, limit.kind)), int(getattr(after, limit.kind))
+            rows.append(Achieved(limit.kind, limit.text, floor(limit.bound(total) or 0), count, total, exact=False))
+        return tuple(rows)
+
+    def layers(self, plan: Decision, measured: Measured) -> tuple[LayerRow, ...]:
+        """One row per cut weight, counted in the files."""
+        return layer_rows(plan.fitted.plan, measured)
+
+
+def skipped_rows(groups: Groups) -> tuple[Skipped, ...]:
+    """Frozen output channels of weights, with reasons."""
+    frozen = (item for item in groups.frozen if item.dim == 0 and item.tensor.endswith("weight"))
+    return tuple(Skipped(f"{item.tensor}: {item.count} of {item.size}", str(item.reason)) for item in frozen)
+
+
+def compare_counts(what: str, planned: int, counted: int) -> None:
+    """Refuse a file that does not hold what the plan predicted.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if planned != counted:
+        raise VerificationError(f"the plan saves {planned:,} {what}, the written model {counted:,}", BUG)
+
+
+def layer_rows(plan: Any, measured: Measured) -> tuple[LayerRow, ...]:
+    """One row per cut weight of a `ChannelsPlan`."""
+    rows = []
+    for tensor, dims in plan.keep.items():
+        shape = plan.shapes[tensor]
+        if len(shape) < 2:
+            continue
+        before = measured.before[name_in(measured.before, tensor)]
+        after = measured.after[name_in(measured.after, tensor)]
+        words = [f"{shape[dim]} -> {len(kept)} {_DIM.get(dim, f'of dim {dim}')}" for dim, kept in dims.items()]
+        rows.append(
+            LayerRow(
+                name=tensor,
+                shape=shape,
+                weights=before.numel(),
+                zeros_before=int((before == 0).sum()),
+                zeros_after=int((after == 0).sum()),
+                weights_after=after.numel(),
+                change=", ".join(words),
+            )
+        )
+    return tuple(rows)
+
+
+_DIM = {0: "output channels", 1: "input channels"}
+
+
+def name_in(tensors: Mapping[str, Any], name: str) -> str:
+    """The name under which a file holds a tensor: torchvision's older names differ from the module's."""
+    from compress_cli.checkpoint.names import modern_names
+
+    if name in tensors:
+        return name
+    return next(old for old, modern in modern_names(tensors.keys()).items() if modern == name)
+
+
+def _score_options(config: RunConfig) -> ScoreOptions:
+    from pruners.channels import ScoreOptions
+
+    return ScoreOptions(config.score)  # type: ignore[arg-type]
+
+
+def _selection(config: RunConfig) -> SelectionOptions:
+    from pruners.channels import SelectionOptions
+
+    return SelectionOptions(config.scope, config.round_to, config.min_channels)
+
+
+def _budget(config: RunConfig, cost: Any) -> tuple[Budget, tuple[Limit, ...]]:
+    """The limits on params and MACs in absolute numbers, and the limits themselves."""
+    from pruners.channels import Budget
+
+    limits = tuple(limit for limit in config.limits() if limit.kind in ("macs", "params"))
+    bounds = {limit.kind: floor(limit.bound(getattr(cost, limit.kind)) or 0) for limit in limits}
+    return Budget(bounds.get("params"), bounds.get("macs")), limits
+
+
+def _gradients(quality: Quality | None, module: nn.Module, score: str) -> dict[str, Tensor] | None:
+    """What the score needs of the images; None for scores that look at weights only.
+
+    Raises:
+        InputError: there are no calibration images.
+    """
+    from pruners.channels import mean_gradients, mean_squared_gradients
+    from pruners.channels.scores import NEEDS_GRADIENTS
+
+    if score not in NEEDS_GRADIENTS:
+        return None
+    if quality is None or not quality.can_recalibrate:
+        raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
+    batches, loss = _batches(quality, one_by_one=score == "fisher"), _loss(quality)
+    with channel_errors():
+        return (mean_squared_gradients if score == "fisher" else mean_gradients)(module, batches, loss)
+
+
+def _batches(quality: Quality, *, one_by_one: bool) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(inputs, target) per batch, or per sample."""
+    from torch.utils import _pytree as pytree
+
+    for batch in quality.calibration_batches():
+        if not one_by_one:
+            yield tuple(item.cpu() for item in batch.inputs), pytree.tree_map(_on_cpu, batch.target)
+            continue
+        for place in range(len(batch)):
+            inputs = tuple(item[place : place + 1].cpu() for item in batch.inputs)
+            yield inputs, pytree.tree_map(lambda x, p=place: _on_cpu(x)[p : p + 1], batch.target)
+
+
+def _on_cpu(item: Any) -> Any:
+    return item.cpu() if hasattr(item, "cpu") else item
+
+
+def _loss(quality: Quality) -> Any:
+    """The tasks' loss; without labels the loss against the network's own most likely class, or output energy."""
+    import torch
+    import torch.nn.functional as F
+
+    from exporters.outputs import flatten_outputs
+
+    labelled = quality.data.calib_labelled and bool(quality.tasks)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        inputs, target = batch
+        outputs = flatten_outputs(model(*inputs))
+        if labelled:
+            parts = [task.weight * task.losses(outputs, target).nanmean() for task in quality.tasks]
+        else:
+            parts = [
+                F.cross_entropy(value, value.detach().argmax(1)) if value.dim() > 1 else value.square().mean()
+                for value in outputs.values()
+                if value.is_floating_point()
+            ]
+        return torch.stack(parts).sum()
+
+    return loss
