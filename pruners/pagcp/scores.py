@@ -39,7 +39,8 @@ def fisher_scores(model: nn.Module, groups: Groups, data: TaskData) -> dict[str,
     """F_t(channel) = sum over samples of (dL_t/dgate)^2 over the mean loss (plus floor), for every task at once.
 
     The gate is a factor 1 on the channel wherever another layer reads it, so dL/dgate = sum x * dL/dx over those
-    inputs: one backward per task gives it for all channels and samples. Readers that are no plain convolution or
+    inputs, dL/dx through that reader alone (what flows past it on a skip connection is counted where it is read): one
+    backward per task gives it for all channels and samples. Readers that are no plain convolution or
     linear layer give the batch's gradient instead, sum w * dL/dw over the slices that read the channel.
     """
     working = copy.deepcopy(model).eval()
@@ -52,9 +53,11 @@ def fisher_scores(model: nn.Module, groups: Groups, data: TaskData) -> dict[str,
         with ExitStack() as stack:
             inputs = _recorded(working, {name for each in readers for name in each.layers}, stack)
             with torch.enable_grad():
-                found = data.losses(data.forward(working, batch), batch)
-            for task, values in found.items():
+                outputs = data.forward(working, batch)
+                found = (data.probes or data.losses)(outputs, batch)
+            for task, values in data.losses(outputs, batch).items() if data.probes else found.items():
                 losses.setdefault(task, []).append(values.detach().double().cpu())
+            for task, values in found.items():
                 sums = totals.setdefault(task, [torch.zeros(g.units, dtype=torch.float64) for g in groups.groups])
                 if values.requires_grad:
                     _add(sums, readers, inputs, values, working)
@@ -82,8 +85,13 @@ def _recorded(model: nn.Module, names: set[str], stack: ExitStack) -> dict[str, 
     """Inputs of these layers, filled during the next forward."""
     inputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: inputs[name].append(args[0])
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def alias(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            own = args[0].view_as(args[0])  # its gradient is what goes through this layer alone
+            inputs[name].append(own)
+            return (own, *args[1:])
+
+        return alias
 
     for name in names:
         handle = model.get_submodule(name).register_forward_pre_hook(keep(name))

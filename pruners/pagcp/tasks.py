@@ -21,6 +21,9 @@ class TaskData:
         batches: whatever `forward` takes, one item a batch.
         forward: (model, batch) -> outputs.
         losses: (outputs, batch) -> task -> (batch,) losses, NaN where there is no target; differentiable for Fisher.
+        probes: like `losses`, differentiated instead of them for Fisher scores; needed where the losses are 0 at the
+            original (teacher matching), as all their gradients vanish there. With random signs v, <v, outputs> gives
+            the Gauss-Newton form: the expected square of its derivative is |d outputs / d gate|^2.
         floors: task -> eps added to both losses of a relative rise; without it a loss near 0 rejects everything.
     """
 
@@ -28,6 +31,7 @@ class TaskData:
     forward: Callable[[nn.Module, Any], Any]
     losses: Callable[[Any, Any], Mapping[str, Tensor]]
     floors: Mapping[str, float] = field(default_factory=dict)
+    probes: Callable[[Any, Any], Mapping[str, Tensor]] | None = None
 
 
 def of_batch(data: TaskData, model: nn.Module, batch: Any) -> Losses:

@@ -60,5 +60,5 @@ def test_the_suggested_first_tolerance_always_has_a_root(bound: float, groups: i
 
 
 def test_a_first_group_above_the_bound_is_refused() -> None:
-    with pytest.raises(BadChannelOptions, match="5.00%, the bound for all is 3.00%"):
+    with pytest.raises(BadChannelOptions, match=r"5\.00%, the bound for all is 3\.00%"):
         decay_of(0.05, 1.03, 9)
