@@ -20,6 +20,8 @@ from compress_cli.version import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "prune": ("compress_cli.commands.prune:prune", "Zero the smallest weights, fine-tune, export, measure."),
     "decompose": ("compress_cli.commands.decompose:decompose", "Two thinner layers for one (ALDS), under a budget."),
+    "recover": ("compress_cli.commands.recover:recover", "Closed-form recovery from unlabelled images."),
+    "finetune": ("compress_cli.commands.finetune:finetune", "Train a compressed model on; zeros stay zero."),
     "export": ("compress_cli.commands.export:export", "Write a model as a verified ONNX file."),
     "check": ("compress_cli.commands.check:check", "Compare a run or an ONNX file with limits; for CI."),
     "report": ("compress_cli.commands.report:report", "A finished run as text, JSON, Markdown or HTML."),
@@ -31,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "Expand a packed ONNX file to a plain one, bit for bit.",
     ),
     "demo": ("compress_cli.commands.demo:demo", "Train a small net on real digits and compress it."),
+    "bench": ("compress_cli.commands.bench:bench", "Latency of one or two ONNX files, per target."),
+    "devices": ("compress_cli.commands.devices:devices", "Phones and boards that latency can be predicted for."),
     "doctor": ("compress_cli.commands.doctor:doctor", "Versions, devices, optional runtimes."),
 }
 """verb -> (module:function, one-line help); the module is imported when the verb is used."""
@@ -113,6 +117,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in args
     try:
         code = _group().main(args=args, prog_name="compress", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # the parser turns Ctrl-C into a return value
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else EXIT_OK
     except CompressError as error:
         _report_failure(error.message, error.fix, error.exit_code, as_json)
@@ -123,6 +129,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: not our failure
         return EXIT_OK
+    except SystemExit as stop:  # the parser's answer to a reader that went away
+        if isinstance(stop.__context__, BrokenPipeError):
+            return EXIT_OK
+        raise
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own usage errors
             return _usage_failure(error, as_json)
@@ -140,21 +150,31 @@ def _usage_failure(error: Any, as_json: bool) -> int:
 
 
 def _bug(error: Exception, as_json: bool) -> int:
-    import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="compress-bug-", suffix=".log", delete=False) as log:
-        traceback.print_exception(error, file=log)
     if os.environ.get("COMPRESS_DEBUG"):
         traceback.print_exception(error)
     summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     _report_failure(
         f"internal error (a bug in compress): {summary}",
-        f"please report it with {log.name}; COMPRESS_DEBUG=1 prints the traceback",
+        f"please report it{_bug_log(error)}; COMPRESS_DEBUG=1 prints the traceback",
         EXIT_BUG,
         as_json,
     )
     return EXIT_BUG
+
+
+def _bug_log(error: Exception) -> str:
+    """Write the traceback to a file; ` with FILE`, or nothing where not even that can be written."""
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="compress-bug-", suffix=".log", delete=False) as log:
+            traceback.print_exception(error, file=log)
+    except OSError:
+        return ""
+    return f" with {log.name}"
 
 
 def _report_failure(message: str, fix: str, code: int, as_json: bool) -> None:

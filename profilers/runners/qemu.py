@@ -1,8 +1,8 @@
 """ONNX Runtime for ARM64 under qemu-user: correctness of the outputs, and instruction counts where a plugin is there.
 
-The folder that the user prepares (specification, mobile.md section 3; `docs` in the README) holds `root/` (an arm64
+The folder that the user prepares (specification, mobile.md section 3) holds `root/` (an arm64
 Debian tree with Python 3.11 and an ARM `proc/cpuinfo`), `site/` (the unzipped aarch64 wheels of onnxruntime and numpy),
-and optionally `insn.so` (qemu's instruction-counting plugin). Nothing here says anything about time.
+and optionally `insn.so` (built from `qemu_insn.c` beside this file). Nothing here says anything about time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from profilers.runners.result import RunnerFailed, RunnerResult, Settings
 
 PYTHON = "usr/bin/python3.11"
 CPU = "cortex-a76"
+COUNTED_RUNS = (1, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +97,28 @@ class QemuRunner:
         return EmulatedResult(path.name, max(differences, default=0.0), len(differences), self._count(path, settings))
 
     def _count(self, path: Path, settings: Settings) -> int | None:
-        """Instructions of one inference: those of two runs less those of one."""
+        """Instructions of one inference, start-up taken out; None without the plugin."""
         if not (self.folder / "insn.so").exists():
             return None
-        counts = []
-        for runs in (1, 2):
+        few, many = COUNTED_RUNS
+        totals = []
+        for runs in COUNTED_RUNS:
             task = Settings(threads=1, iterations=runs, warmup=0, batch=settings.batch)
-            counts.append(_total(self._emulated(path, task, settings.timeout_s, count=True)))
-        return counts[1] - counts[0]
+            totals.append(_total(self._emulated(path, task, settings.timeout_s, count=True)))
+        return (totals[1] - totals[0]) // (many - few)
 
     def _emulated(
         self, path: Path, settings: Settings, timeout_s: float, *, outputs: str | None = None, count: bool = False
     ) -> str:
         root = self.folder / "root"
         plugin = ["-plugin", f"{self.folder / 'insn.so'},inline=on", "-d", "plugin"] if count else []
-        emulator = [self.program, "-cpu", CPU, "-L", str(root), "-E", f"PYTHONPATH={self.folder / 'site'}", *plugin]
+        emulator = [self.program, "-cpu", CPU, "-L", str(root), *self._environment(), *plugin]
         command = [*emulator, str(root / PYTHON), str(PROGRAM), task_text([str(path)], settings, outputs)]
         return run_with_errors(command, timeout_s=timeout_s, what="the emulated run")
+
+    def _environment(self) -> list[str]:
+        """Variables inside; without hash randomisation start-up repeats within some hundred thousand instructions."""
+        return ["-E", f"PYTHONPATH={self.folder / 'site'}", "-E", "PYTHONHASHSEED=0"]
 
 
 def _total(text: str) -> int:

@@ -1,0 +1,158 @@
+"""`compress bench`: latency of one or two ONNX files on this machine, on devices, or predicted for named phones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compress_cli import options as o
+from compress_cli.console import Out
+from compress_cli.errors import UsageError
+from compress_cli.quantities import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = """Examples:
+
+compress bench original.onnx runs/net/model.onnx
+
+compress bench a.onnx b.onnx --target cloud-cpu,mobile:raspberry-pi-5,mobile:snapdragon-8-gen-2 --threads 4
+
+compress bench model.onnx --target ssh:pi@board.local --batch 8 --json"""
+
+Model = Annotated[Path, typer.Argument(help="ONNX file; the original when a second is given.", show_default=False)]
+Second = Annotated[Path | None, typer.Argument(help="The compressed ONNX file.", show_default=False)]
+TargetOption = Annotated[
+    list[str] | None,
+    o.option(
+        "--target",
+        help="cloud-cpu, cloud-gpu, mobile:DEVICE, ssh:HOST, adb:SERIAL, qemu:FOLDER, ncnn; commas or repeated.",
+        metavar="TARGET",
+    ),
+]
+Batch = Annotated[int, o.option("--batch", help="Samples per inference. Default 1.")]
+Budget = Annotated[float, o.option("--budget", help="Seconds of measuring per target on this machine. Default 6.")]
+Iterations = Annotated[int, o.option("--iterations", help="Timed runs on other machines. Default 50.")]
+Binary = Annotated[Path | None, o.option("--binary", help="Benchmark program for adb targets, built for the phone.")]
+Timeout = Annotated[float, o.option("--timeout", help="Seconds a target may take. Default 600.")]
+NoMemory = Annotated[bool, o.option("--no-memory", help="Skip cold load time and peak memory (fresh processes).")]
+ThreadCount = Annotated[int, o.option("--threads", help="Threads inside an operator. Default 1.")]
+SeedNumber = Annotated[int, o.option("--seed", help="Seed of the random input. Default 0.")]
+
+
+def bench(
+    model: Model,
+    compressed: Second = None,
+    target: TargetOption = None,
+    threads: ThreadCount = 1,
+    batch: Batch = 1,
+    budget: Budget = 6.0,
+    iterations: Iterations = 50,
+    binary: Binary = None,
+    timeout: Timeout = 600.0,
+    no_memory: NoMemory = False,
+    seed: SeedNumber = 0,
+    config: o.ConfigFile = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> int:
+    """Measure latency honestly: both files interleaved in one process, with a verdict on the measurement.
+
+    Numbers are labelled measured on this host, measured on a device, predicted (with the error) or emulated.
+    """
+    from compress_cli.targets import parse_targets
+
+    for name, value, least in (("--threads", threads, 1), ("--batch", batch, 1), ("--iterations", iterations, 1)):
+        if value < least:
+            raise UsageError(f"{name} {value} is too small", f"at least {least}")
+    if budget <= 0 or timeout <= 0:
+        raise UsageError("--budget and --timeout are seconds above 0", "for example --budget 6")
+    targets = parse_targets(target or ["cloud-cpu"], config)
+    from compress_cli.benching import BenchOptions
+    from compress_cli.benching import bench as run
+
+    options = BenchOptions(threads, batch, budget, iterations, timeout, binary, not no_memory, seed)
+    out = Out(as_json=json, quiet=quiet)
+    document = run([model] if compressed is None else [model, compressed], targets, options, out)
+    out.result(document, lambda console: _render(document, console))
+    return 0
+
+
+def _render(document: dict[str, Any], console: Console) -> None:
+    console.print(_models(document["models"]))
+    console.print(_latencies(document))
+    for report in document["targets"]:
+        if report["failed"]:
+            console.print(f"{report['target']} failed: {report['failed']}", markup=False)
+            for line in report["log"].splitlines():
+                console.print(f"  {line}", markup=False)
+        if report["layers"]:
+            console.print(_layers(report))
+        if report["trustworthy"] is not None:
+            verdict = "trustworthy" if report["trustworthy"] else "NOT trustworthy"
+            console.print(f"{report['target']}: measurement {verdict}: {report['reason']}", markup=False)
+        for note in report["notes"]:
+            console.print(f"{report['target']}: {note}", markup=False)
+    for sentence in document["sentences"]:
+        console.print(sentence, markup=False)
+
+
+def _models(models: list[dict[str, Any]]) -> Any:
+    table = _table("Files", "", *[row["profile"] for row in models])
+    table.add_row("file", *[Path(row["path"]).name for row in models])
+    table.add_row("size", *[format_bytes(row["bytes"]) for row in models])
+    table.add_row("parameters", *[format_count(row["params"]) for row in models])
+    table.add_row("MACs", *[format_count(row["macs"]) for row in models])
+    table.add_row("FLOPs = 2 x MACs", *[format_count(row["flops"]) for row in models])
+    return table
+
+
+def _latencies(document: dict[str, Any]) -> Any:
+    table = _table("Milliseconds per inference", "", "p50", "p90", "fastest", "load", "MB", "threads", "batch")
+    for report in document["targets"]:
+        if not report["rows"]:
+            continue
+        table.add_row(f"{report['target']}, {report['label']}")
+        for row in report["rows"]:
+            table.add_row(f"  {row['profile']}", *_cells(row))
+        if report["ratio"] is not None:
+            low, high = report["ratio_low"], report["ratio_high"]
+            interval = f"{low:.3f}-{high:.3f}" if low is not None else ""
+            table.add_row("  ratio", f"{report['ratio']:.3f}", interval)
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    cells = [_number(row.get(name)) for name in ("p50_ms", "p90_ms", "min_ms", "load_ms")]
+    if row.get("instructions"):
+        cells[0] = f"{format_count(row['instructions'])} instr."
+    elif "low_ms" in row:
+        cells[1] = f"{row['low_ms']:.1f}-{row['high_ms']:.1f}"
+    memory = row.get("peak_rss_mb")
+    return [*cells, "-" if memory is None else f"{memory:.0f}", str(row["threads"]), str(row["batch"])]
+
+
+def _layers(report: dict[str, Any]) -> Any:
+    from rich.markup import escape
+
+    table = _table(f"{report['target']}: where the time goes", "layer", "kind", "ms", "bound by", "MACs")
+    for layer in report["layers"]:
+        macs = format_count(layer["macs"]) if layer["macs"] else "-"
+        table.add_row(escape(layer["name"]), layer["type"], f"{layer['ms']:.2f}", layer["bound"], macs)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
