@@ -83,6 +83,8 @@ def _head(file: Path) -> tuple[bytes, int]:
     """The first bytes of a file and its size, or the reason why there are none."""
     if file.is_dir():
         raise _folder_error(file)
+    if file.exists() and not file.is_file():  # a pipe would block, and weights must be read out of order
+        raise InputError(f"{file} is a pipe or a device, not a file", "write the checkpoint to a file first")
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)

@@ -136,6 +136,13 @@ def test_a_folder_names_the_checkpoint_in_it(tmp_path: Path) -> None:
     assert caught.value.fix == f"pass the file: {tmp_path / 'model.pt'}"
 
 
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="is a pipe or a device, not a file"):
+            sniff(place)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
     file = save_torch(tmp_path / "model.pt", weights())
