@@ -45,6 +45,7 @@ ReduceRange = Annotated[
     bool, o.option("--reduce-range", help="int8 with 7-bit weights, for x86 processors without VNNI.")
 ]
 Ort = Annotated[bool, o.option("--ort", help="Also write the .ort file and its required-operators configuration.")]
+Ncnn = Annotated[bool, o.option("--ncnn", help="Also write ncnn's .param and .bin (needs: pip install pnnx ncnn).")]
 Mobile = Annotated[
     bool, o.option("--mobile", help="Pooling as GlobalAveragePool, and a report on NNAPI and CoreML support.")
 ]
@@ -59,6 +60,7 @@ def export(
     reduce_range: ReduceRange = False,
     mobile: Mobile = False,
     ort: Ort = False,
+    ncnn: Ncnn = False,
     arch: o.Arch = None,
     arch_args: o.ArchArgs = None,
     input_shape: o.InputShape = None,
@@ -92,6 +94,7 @@ def export(
         reduce_range=reduce_range,
         mobile=mobile,
         ort=ort,
+        ncnn=ncnn,
         overwrite=overwrite,
         model={
             "arch": arch,

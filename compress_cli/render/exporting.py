@@ -37,6 +37,12 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"  mobile    {row['engine']}: {row['supported']} of {row['nodes']} nodes, suitable: {row['suitability']}"
     if document["ort"]:
         yield f"  .ort      {document['ort']['ort']}, {format_bytes(document['ort']['ort_bytes'])} (weights unpacked)"
+    if document["ncnn"]:
+        found = document["ncnn"]
+        yield (
+            f"  ncnn      {found['param']} and .bin, {format_bytes(found['bytes'])} (dense, fp16), outputs differ by "
+            f"{found['comparison']['rms_rel']:.1e}"
+        )
     for note in document["notes"]:
         yield f"  note      {note}"
 

@@ -123,6 +123,7 @@ def test_auto_stays_dense_where_nothing_is_gained(tmp_path: Path, capsys: pytest
         (["--calib", "nowhere"], 3, "nowhere"),
         (["-o", "out.pb"], 2, ".onnx"),
         (["--arch", "torchvision:resnet18"], 2, "is an ONNX file"),
+        (["--ncnn"], 2, "needs the packages"),
     ],
 )
 def test_wrong_flags(
@@ -134,6 +135,7 @@ def test_wrong_flags(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("exporters.ncnn.missing_packages", lambda: ("pnnx",))
     source = save(convnet(0.2), tmp_path / "a.onnx")
     assert compress(["export", str(source), *more]) == code
     text = capsys.readouterr().err
