@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -208,6 +210,38 @@ def test_ctrl_c_keeps_the_folder_resumable(monkeypatch: pytest.MonkeyPatch, runn
     assert again.code == 0
     assert again.files == FINISHED
     assert again.document["achieved"][0]["count"] == 58
+
+
+@pytest.mark.parametrize("words", [["--json"], []], ids=["json", "text"])
+def test_ctrl_c_in_a_verb_without_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path, words: list[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress_cli.inspection.inspect_checkpoint", interrupted)
+    assert run(["inspect", str(file), *words]) == 130
+    printed = capsys.readouterr()
+    if words:
+        assert json.loads(printed.out)["error"] == {"code": 130, "message": "interrupted", "fix": ""}
+    else:
+        assert printed.err == "Error: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def fileno(self) -> int:
+            return os.open(os.devnull, os.O_WRONLY)
+
+    for name in ("stdout", "stderr"):  # the parser replaces both; put them back afterwards
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert run(["inspect", str(file), "--json"]) == 0
 
 
 SLOW_FACTORY = """
