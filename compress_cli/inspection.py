@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from compress_cli.checkpoint import LoadedModel, RawCheckpoint, parse_architecture, parse_inputs, read_tensors
 from compress_cli.checkpoint.loading import rebuild, require_stored_consent
-from compress_cli.errors import CompressError
+from compress_cli.errors import CompressError, UnsupportedModelError
+from compress_cli.translate import channel_errors
 from pruners.candidates import Candidates, candidates_in_module, candidates_in_state_dict
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -57,9 +58,12 @@ class TensorRow:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A checkpoint taken apart. `complexity` is `profilers.complexity`'s document, None where nothing can be traced.
+    """A checkpoint taken apart.
 
-    `origin` says where the architecture comes from: file, flag, recognised, pickle or none.
+    Attributes:
+        origin: where the architecture comes from: file, flag, recognised, pickle or none.
+        complexity: the document of `profilers.complexity`; None where nothing can be traced.
+        channels: the document of `pruners.channels.describe`; None unless it was asked for.
     """
 
     path: str
@@ -77,6 +81,7 @@ class Inspection:
     prefix_stripped: str
     key_path: str
     notes: tuple[str, ...]
+    channels: Mapping[str, Any] | None = None
 
     @property
     def own(self) -> tuple[TensorRow, ...]:
@@ -139,11 +144,14 @@ def inspect_checkpoint(
     input_shape: str | None = None,
     inputs: Sequence[str] = (),
     trust_pickle: bool = False,
+    groups: bool = False,
 ) -> Inspection:
     """Take a checkpoint apart; options are those of `checkpoint.load`.
 
+    groups: also find the channels that can only go together, which takes a trace of the network.
+
     Raises:
-        CompressError: the file cannot be read, or `arch` was given and does not fit it.
+        CompressError: the file cannot be read, `arch` was given and does not fit it, or `groups` cannot be had.
     """
     file = Path(path)
     asked = parse_inputs(input_shape, inputs)
@@ -161,7 +169,8 @@ def inspect_checkpoint(
             raise
         problem = f"{error.message} ({error.fix})" if error.fix else error.message
     complexity, cost_problem = _cost(loaded)
-    return _inspection(file, raw, loaded, counted, complexity, (problem, cost_problem))
+    found = _inspection(file, raw, loaded, counted, complexity, (problem, cost_problem))
+    return dataclasses.replace(found, channels=_channels(file, loaded, problem)) if groups else found
 
 
 def _inspection(
@@ -282,6 +291,24 @@ def _cost(loaded: LoadedModel | None) -> tuple[dict[str, Any] | None, str]:
         return measure(loaded.module, loaded.example_inputs).to_dict(), ""
     except CountingFailed as error:
         return None, f"MACs not counted: {error.reason} ({_shapes(loaded)}); --input-shape or --input gives others"
+
+
+def _channels(file: Path, loaded: LoadedModel | None, problem: str) -> dict[str, Any]:
+    """The groups of channels that can be removed, and what is frozen and why.
+
+    Raises:
+        UnsupportedModelError: there is no network to trace, or it cannot be traced.
+    """
+    if loaded is None or loaded.module is None or loaded.example_inputs is None:
+        reason = problem if loaded is None else loaded.missing_reason
+        raise UnsupportedModelError(
+            f"--groups needs the network of {file} and an input for it: {reason}",
+            "pass --arch and --input-shape, or leave --groups out",
+        )
+    from pruners.channels import analyse, describe
+
+    with channel_errors():
+        return describe(analyse(loaded.module, loaded.example_inputs))
 
 
 def _shapes(loaded: LoadedModel) -> str:

@@ -16,12 +16,16 @@ EPILOG = """Examples:
 
 compress inspect model.pt
 
-compress inspect weights.pth --arch torchvision:resnet18 --top 0
+compress inspect weights.pth --arch torchvision:resnet18 --groups --top 0
 
 compress inspect runs/resnet50-magnitude-0.9 --json"""
 
 Target = Annotated[str, typer.Argument(metavar="PATH", help="Checkpoint, ONNX file or run folder.", show_default=False)]
 Top = Annotated[int, o.option("--top", help="Show the N largest tensors; 0 shows all. Default 10.", metavar="N")]
+
+GroupsFlag = Annotated[
+    bool, o.option("--groups", help="Also show which channels must go together, and which are frozen and why.")
+]
 
 
 def inspect(
@@ -31,6 +35,7 @@ def inspect(
     input_shape: o.InputShape = None,
     input: o.InputOption = None,
     trust_pickle: o.TrustPickle = None,
+    groups: GroupsFlag = False,
     top: Top = 10,
     json: o.Json = False,
 ) -> int:
@@ -56,6 +61,7 @@ def inspect(
         input_shape=input_shape,
         inputs=input or (),
         trust_pickle=bool(trust_pickle),
+        groups=groups,
     )
     out.result(finite(found.to_dict()), lambda console: render_checkpoint(found, console, top))
     return 0

@@ -42,6 +42,11 @@ def render_checkpoint(found: Inspection, console: Console, top: int) -> None:
     if rows:
         console.print()
         console.print(_tensors(rows, len(found.tensors)))
+    if found.channels is not None:
+        console.print()
+        console.print(_groups(found.channels, top))
+        for reason, tensors, channels in found.channels["why"]:
+            console.print(f"  frozen: {channels:,} channels of {tensors} tensors, {reason}", markup=False)
     for line in _remarks(found):
         console.print(line, markup=False)
 
@@ -117,6 +122,18 @@ def _tensors(rows: list[TensorRow], count: int) -> Table:
         ranked = "yes" if row.left_out is None else "no"
         name = row.name + (f" = {row.same_as}" if row.same_as else "")
         table.add_row(escape(name), shape, row.dtype, f"{row.zeros:,}", f"{row.density:.2%}", ranked)
+    return table
+
+
+def _groups(channels: Mapping[str, Any], top: int) -> Table:
+    """Groups of channels, those that could save most MACs first; savings are those of one channel now."""
+    rows = sorted(channels["groups"], key=lambda row: -row["macs_at_most"])
+    shown = rows[: top or None]
+    title = f"{len(shown)} of {len(rows)} channel groups ({channels['units']:,} removable channels)"
+    table = _table(title, "group", "channels", "tensors", "params each", "MACs each")
+    for row in shown:
+        saved = (format_count(row["params_per_unit"]), format_count(row["macs_per_unit"]))
+        table.add_row(escape(row["name"]), f"{row['units']:,}", str(len(row["members"])), *saved)
     return table
 
 

@@ -91,6 +91,28 @@ def test_the_network_may_fail_on_the_shape_and_the_rest_is_shown(
     assert any("MACs not counted" in note and "input 5x8x8" in note for note in found["notes"])
 
 
+def test_groups_name_what_goes_together_and_what_is_frozen(
+    capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path
+) -> None:
+    words = (str(file), "--arch", f"{write_net(tmp_path)}:make", "--input-shape", "3x8x8", "--groups")
+    channels = inspect_json(capsys, *words)["channels"]
+    (group,) = channels["groups"]
+    assert (group["name"], group["units"]) == ("conv", 4)
+    # one output channel of the convolution: 27 + 1 numbers, 2 of the norm, a column of the classifier; 6x6 places
+    assert (group["params_per_unit"], group["macs_per_unit"]) == (27 + 1 + 2 + 2, 6 * 6 * 27 + 2)
+    assert {"conv.weight", "bn.weight", "bn.running_mean", "fc.weight"} <= {name for name, *_ in group["members"]}
+    assert any(item["tensor"] == "fc.bias" for item in channels["frozen"])
+    text = inspect_text(capsys, *words)
+    assert "1 of 1 channel groups (4 removable channels)" in text
+    assert "frozen:" in text
+
+
+def test_groups_need_a_network(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    assert run(["inspect", str(file), "--groups", "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert "--groups needs the network" in document["error"]["message"]
+
+
 def test_a_recognised_file_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import torchvision
 
