@@ -79,9 +79,7 @@ def bench(models: Sequence[Path], targets: Sequence[Target], options: BenchOptio
         "schema_version": 1,
         "ok": not any(report.failed for report in reports),
         "command": "bench",
-        "models": [
-            _facts(path, cost, profile) for path, cost, profile in zip(models, costs, names(models), strict=True)
-        ],
+        "models": [_facts(*facts) for facts in zip(names(models), models, costs, strict=True)],
         "targets": [asdict(report) for report in reports],
         "sentences": list(_sentences(reports, costs)),
         "machine": describe(),

@@ -83,8 +83,9 @@ def bench(
 
 def _render(document: dict[str, Any], console: Console) -> None:
     console.print(_models(document["models"]))
-    console.print(_latencies(document))
     for report in document["targets"]:
+        if report["rows"]:
+            console.print(_latencies(report))
         if report["failed"]:
             console.print(f"{report['target']} failed: {report['failed']}", markup=False)
             for line in report["log"].splitlines():
@@ -101,8 +102,10 @@ def _render(document: dict[str, Any], console: Console) -> None:
 
 
 def _models(models: list[dict[str, Any]]) -> Any:
+    from rich.markup import escape
+
     table = _table("Files", "", *[row["profile"] for row in models])
-    table.add_row("file", *[Path(row["path"]).name for row in models])
+    table.add_row("file", *[escape(Path(row["path"]).name) for row in models])
     table.add_row("size", *[format_bytes(row["bytes"]) for row in models])
     table.add_row("parameters", *[format_count(row["params"]) for row in models])
     table.add_row("MACs", *[format_count(row["macs"]) for row in models])
@@ -110,18 +113,14 @@ def _models(models: list[dict[str, Any]]) -> Any:
     return table
 
 
-def _latencies(document: dict[str, Any]) -> Any:
-    table = _table("Milliseconds per inference", "", "p50", "p90", "fastest", "load", "MB", "threads", "batch")
-    for report in document["targets"]:
-        if not report["rows"]:
-            continue
-        table.add_row(f"{report['target']}, {report['label']}")
-        for row in report["rows"]:
-            table.add_row(f"  {row['profile']}", *_cells(row))
-        if report["ratio"] is not None:
-            low, high = report["ratio_low"], report["ratio_high"]
-            interval = f"{low:.3f}-{high:.3f}" if low is not None else ""
-            table.add_row("  ratio", f"{report['ratio']:.3f}", interval)
+def _latencies(report: dict[str, Any]) -> Any:
+    title = f"{report['target']}, {report['label']}: milliseconds per inference"
+    table = _table(title, "", "p50", "p90", "fastest", "load", "MB", "threads", "batch")
+    for row in report["rows"]:
+        table.add_row(row["profile"], *_cells(row))
+    if report["ratio"] is not None:
+        low, high = report["ratio_low"], report["ratio_high"]
+        table.add_row("ratio", f"{report['ratio']:.3f}", f"{low:.3f}-{high:.3f}" if low is not None else "")
     return table
 
 
@@ -130,7 +129,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if row.get("instructions"):
         cells[0] = f"{format_count(row['instructions'])} instr."
     elif "low_ms" in row:
-        cells[1] = f"{row['low_ms']:.1f}-{row['high_ms']:.1f}"
+        cells[1] = f"{row['low_ms']:.3g}-{row['high_ms']:.3g}"
     memory = row.get("peak_rss_mb")
     return [*cells, "-" if memory is None else f"{memory:.0f}", str(row["threads"]), str(row["batch"])]
 
@@ -150,9 +149,12 @@ def _number(value: float | None) -> str:
 
 
 def _table(title: str, *columns: str) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table

@@ -84,6 +84,16 @@ def predict(cost: GraphCost, device: Device) -> Prediction:
     )
 
 
+def layers_ms(rows: Sequence[LayerRow], device: Device) -> list[float]:
+    """Milliseconds of single layers: a table of candidates for a search under a latency limit on a predicted device.
+
+    Example:
+        a 3x3 convolution against its low-rank pair: `layers_ms([dense, first, second], find("raspberry-pi-4", 4))`.
+    """
+    prices = np.exp(device.log_costs)
+    return [float(layer_features(row) @ prices) for row in rows]
+
+
 def ratio_error() -> tuple[float, float]:
     """(median, 90th percentile) of the error of a ratio of two networks of a family, both left out of the fit."""
     errors = fitted()["ratio_errors"]

@@ -9,7 +9,7 @@ from profilers.devices.catalog import UnknownDevice, devices, find, fitted
 from profilers.devices.chips import clock_ghz, descriptors, family
 from profilers.devices.features import FEATURES, LayerRow, layer_features, network_features
 from profilers.devices.fitting import fit, log_times
-from profilers.devices.predict import predict, ratio_error
+from profilers.devices.predict import layers_ms, predict, ratio_error
 from profilers.devices.table import networks, runs
 from profilers.onnx_cost import GraphCost, GraphLayer
 
@@ -125,6 +125,15 @@ def test_predictions_of_a_known_network(name: str, threads: int, measured: float
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert {layer.bound for layer in found.by_layer} <= {"compute", "memory", "overhead"}
     assert f"{found.median_error:.0%}" in found.sentence()
+
+
+def test_a_table_of_candidates_adds_up_to_the_network() -> None:
+    device = find("snapdragon-8-gen-2", 4)
+    single = layers_ms(networks()["resnet18"], device)
+    assert sum(single) == pytest.approx(predict(resnet18(), device).ms)
+    wide = LayerRow("Convolution", 64 * 64 * 9 * 3136, 64 * 64 * 9, 64 * 3136, 64 * 3136, 3, 1, 1, 64, 64)
+    thin = LayerRow("Convolution", 64 * 16 * 9 * 3136, 64 * 16 * 9, 64 * 3136, 16 * 3136, 3, 1, 1, 64, 16)
+    assert layers_ms([thin], device)[0] < layers_ms([wide], device)[0]
 
 
 def test_every_device_of_the_table_is_there() -> None:

@@ -1,0 +1,173 @@
+"""Original against half the channels and half the MACs by low rank, on every target that is here.
+
+    python benchmarks/latency_targets.py [--networks resnet18,...] [--budget 4]
+
+Measured in ONNX Runtime on this CPU, in ncnn and MNN when they are installed, and predicted for five devices. Weights
+are random (speed does not depend on them). Writes `results/latency_targets.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from decomposers import alds, surgery
+from decomposers.options import AldsOptions
+from exporters.onnx_export import export
+from profilers.complexity import measure
+from profilers.devices.catalog import find
+from profilers.devices.predict import predict
+from profilers.errors import ProfilingFailed
+from profilers.latency import Timed, compare, compare_runs
+from profilers.machine import describe
+from profilers.ncnn_runtime import compare_ncnn
+from profilers.onnx_cost import graph_cost
+from pruners import channels
+
+RESULTS = Path(__file__).resolve().parent / "results"
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0")
+DEVICES = (
+    ("raspberry-pi-4", 4),
+    ("raspberry-pi-5-broadcom-bcm2712", 4),
+    ("snapdragon-8-gen-2", 4),
+    ("mediatek-dimensity-9300", 4),
+    ("nvidia-jetson-agx-orin", 4),
+)
+X = (torch.zeros(1, 3, 224, 224),)
+
+
+def half_channels(model: torch.nn.Module) -> torch.nn.Module:
+    """Half of the units of every group that may be cut, in multiples of eight where that is possible."""
+    groups = channels.analyse(model, X)
+    removed = {group.name: range(_half(group.units), group.units) for group in groups.groups if group.units > 1}
+    small = copy.deepcopy(model)
+    channels.apply_(small, channels.make_plan(groups, removed))
+    return small
+
+
+def _half(units: int) -> int:
+    return max(1, units // 2) if units < 16 else max(8, round(units / 16) * 8)
+
+
+def low_rank(model: torch.nn.Module) -> torch.nn.Module:
+    """Every layer as a pair without slices (which no runtime likes), half of the MACs in all."""
+    small = copy.deepcopy(model)
+    macs = measure(model, X).macs
+    analysis = alds.analyse(small, X, AldsOptions(max_groups=1))
+    surgery.apply_(small, alds.choose(analysis, cost="macs", budget=0.5 * macs, total=float(macs)))
+    return small
+
+
+def compare_mnn(original: Path, compressed: Path, folder: Path, budget: float):
+    """Interleaved in MNN; the compiled converter is called without its reporting wrapper."""
+    import _tools
+    import MNN
+
+    timed = []
+    for name, path in (("original", original), ("compressed", compressed)):
+        target = folder / f"{path.stem}.mnn"
+        _tools.mnnconvert(
+            ["mnnconvert", "-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "x"]
+        )
+        runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": 1, "precision": "high"},))
+        module = MNN.nn.load_module_from_file(str(target), ["input"], ["output"], runtime_manager=runtime)
+        image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+        timed.append(Timed(name, partial(mnn_once, module, image)))
+    return compare_runs(timed, provider="MNN", threads=1, batch=1, budget_s=budget)
+
+
+def mnn_once(module, image: np.ndarray) -> np.ndarray:
+    import MNN
+
+    value = MNN.expr.const(image, list(image.shape), MNN.expr.data_format.NCHW)
+    return np.array(module.forward([value])[0].read())
+
+
+def row(found) -> dict:
+    original, compressed = found.latencies
+    return {
+        "original_ms": [round(original.min_ms, 3), round(original.p50_ms, 3)],
+        "compressed_ms": [round(compressed.min_ms, 3), round(compressed.p50_ms, 3)],
+        "ratio": round(found.ratio, 4),
+        "interval": [round(found.ratio_low, 4), round(found.ratio_high, 4)],
+        "trustworthy": found.trustworthy,
+        "reason": found.reason,
+    }
+
+
+def attempt(function) -> dict:
+    try:
+        return row(function())
+    except (ProfilingFailed, ImportError) as error:
+        return {"failed": str(error)}
+
+
+def targets(original: Path, small: Path, folder: Path, budget: float) -> dict:
+    costs = [graph_cost(path) for path in (original, small)]
+    found = {
+        "macs": [cost.macs for cost in costs],
+        "bytes": [path.stat().st_size for path in (original, small)],
+        "onnxruntime": attempt(partial(compare, original, small, budget_s=budget)),
+        "ncnn": attempt(partial(compare_ncnn, [original, small], budget_s=budget)),
+        "mnn": attempt(partial(compare_mnn, original, small, folder, budget)),
+        "predicted": {},
+    }
+    for name, threads in DEVICES:
+        before, after = (predict(cost, find(name, threads)) for cost in costs)
+        found["predicted"][f"{before.device}, {threads} threads"] = {
+            "ms": [round(before.ms, 2), round(after.ms, 2)],
+            "ratio": round(after.ms / before.ms, 3),
+            "median_error": before.median_error,
+            "p90_error": before.p90_error,
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--budget", type=float, default=4.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    path = RESULTS / "latency_targets.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"networks": {}}
+    document.update(
+        what=__doc__.splitlines()[0],
+        machine=describe(),
+        labels={
+            "onnxruntime": "measured on this host",
+            "ncnn": "measured on this host",
+            "mnn": "measured on this host",
+            "predicted": "predicted for the named device",
+            "ms": "[fastest, median]; predicted: [original, compressed]",
+        },
+    )
+    for name in arguments.networks.split(","):
+        begin = time.time()
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            original = Path(folder) / "original.onnx"
+            export(model, X, original, input_names=["input"], output_names=["output"], dynamic_batch=False)
+            rows = {}
+            for label, make in (("half the channels", half_channels), ("half the MACs by low rank", low_rank)):
+                small = Path(folder) / f"{label.replace(' ', '-')}.onnx"
+                export(make(model), X, small, input_names=["input"], output_names=["output"], dynamic_batch=False)
+                rows[label] = targets(original, small, Path(folder), arguments.budget)
+                print(name, label, json.dumps(rows[label])[:600], flush=True)
+        document["networks"][name] = rows
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(name, f"{time.time() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
