@@ -1,0 +1,151 @@
+"""Size, entropy bound, load time, memory while loading, latency and output error of every form of ONNX weights.
+
+Networks: `packing_models.py`. Load time and peak memory come from fresh processes, one thread, dense and packed in
+turns, the least of the repetitions. Latency is interleaved (`profilers.latency`). Output error is against the dense
+sparse file on random images.
+
+    python benchmarks/packing_tiers.py --work /tmp/packing --output benchmarks/results/packing_tiers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from packing_models import FLOOR, NAMES, SPARSITY, pruned
+
+TIERS = ("packed", "packed-fp16", "packed-q8", "packed-q6", "packed-cb6", "packed-cb4", "packed-cb3")
+LATENCY = ("packed", "packed-q8", "packed-cb4")
+LIMITS = {
+    "resnet18": {"packed": 5.4, "packed-fp16": 3.0, "packed-q8": 1.85, "packed-cb4": 1.25},
+    "resnet50": {"packed": 12.3, "packed-fp16": 6.8, "packed-q8": 4.2, "packed-cb4": 2.75},
+    "mobilenet_v2": {"packed": 1.85, "packed-fp16": 1.07, "packed-q8": 0.72, "packed-cb4": 0.5},
+}
+"""MB that each form may take at most (issue 6)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/packing"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/packing_tiers.json"))
+    parser.add_argument("--models", nargs="*", default=list(NAMES), choices=list(NAMES))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--forms", nargs="*", default=list(TIERS), choices=list(TIERS))
+    parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(load(arguments.child)))
+        return
+    document: dict[str, Any] = {
+        "what": "ONNX files of networks with 90 % zeros by form of their weights",
+        "sparsity": SPARSITY,
+        "floor_per_tensor": FLOOR,
+        "machine": {"processor": processor(), "system": platform.platform(), "threads": 1},
+        "versions": {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime", "numpy")},
+        "networks": {},
+    }
+    for name in arguments.models:
+        document["networks"][name] = network(name, arguments)
+        document["load_average"] = os.getloadavg()[0]
+        arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def network(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    from exporters.packing import pack
+    from profilers.size import file_size
+
+    folder = arguments.work
+    original, source = pruned(name, folder)
+    paths = {"dense": source}
+    rows: dict[str, Any] = {}
+    for tier in arguments.forms:
+        begin = time.perf_counter()
+        paths[tier] = folder / f"{name}-{tier}.onnx"
+        result = pack(source, paths[tier], tier=tier)
+        rows[tier] = {
+            "bytes": result.bytes_after,
+            "gzip_bytes": file_size(paths[tier]).gzip_bytes,
+            "bound_bytes": result.bound_bytes,
+            "over_bound": result.bytes_after / result.bound_bytes - 1,
+            "limit_bytes": round(1e6 * LIMITS[name][tier]) if tier in LIMITS[name] else None,
+            "folded": result.folded,
+            "tensors": len(result.tensors),
+            "decoders": len({t.block for t in result.tensors}),
+            "pack_seconds": time.perf_counter() - begin,
+            **difference(source, paths[tier]),
+        }
+    size = file_size(source)
+    rows["dense"] = {"bytes": size.bytes, "gzip_bytes": size.gzip_bytes}
+    for tier, cost in loads(paths, arguments.repeat).items():
+        rows[tier] |= cost
+    for tier in [] if arguments.no_latency else [tier for tier in LATENCY if tier in paths]:
+        rows[tier]["latency"] = latency(source, paths[tier])
+    return {"original_bytes": original.stat().st_size, "forms": {name: rows[name] for name in paths}}
+
+
+def difference(source: Path, other: Path) -> dict[str, Any]:
+    from exporters.feeds import compare, random_feeds
+
+    found = compare(source, other, random_feeds(source, 4, batch=2))
+    return {"output_rms_rel": found.rms_rel, "output_max_rel": found.max_rel, "identical": found.identical}
+
+
+def latency(source: Path, other: Path) -> dict[str, Any]:
+    from profilers.latency import compare
+
+    found = compare(source, other, threads=1, batch=1)
+    return {
+        "dense_ms": found.latencies[0].p50_ms,
+        "packed_ms": found.latencies[1].p50_ms,
+        "ratio": found.ratio,
+        "ratio_low": found.ratio_low,
+        "ratio_high": found.ratio_high,
+        "trustworthy": found.trustworthy,
+    }
+
+
+def loads(paths: dict[str, Path], repeat: int) -> dict[str, dict[str, float]]:
+    """Load seconds and peak bytes, the least of fresh processes in turns."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in paths}
+    for _ in range(repeat):
+        for name, path in paths.items():
+            command = [sys.executable, __file__, "--child", str(path)]
+            seen[name].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    best = {name: {key: min(row[key] for row in rows) for key in rows[0]} for name, rows in seen.items()}
+    return {name: {**row, "load_ratio": row["load_s"] / best["dense"]["load_s"]} for name, row in best.items()}
+
+
+def load(path: Path) -> dict[str, float]:
+    """Open `path` in this process: seconds, and peak resident bytes over those before."""
+    import resource
+
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    begin = time.perf_counter()
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    seconds = time.perf_counter() - begin
+    return {"load_s": seconds, "load_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
