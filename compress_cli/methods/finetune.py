@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress_cli.errors import UsageError, VerificationError
+from compress_cli.errors import InputError, UsageError, VerificationError
 from compress_cli.methods.magnitude import Magnitude, _candidates, _chosen
 from compress_cli.report import Achieved
 from compress_cli.translate import pruning_errors
@@ -31,6 +32,8 @@ class Finetune(Magnitude):
             raise UsageError("finetune needs training data", "pass --data DIR or --task FILE")
         if config.epochs == 0:
             raise UsageError("--epochs 0 trains nothing", "pass --epochs 1 or more")
+        if config.teacher is not None and not Path(config.teacher).is_file():
+            raise InputError(f"--teacher {config.teacher} does not exist", "check the path")
         if config.schedule != "one-shot":
             raise UsageError(
                 f"--schedule {config.schedule} prunes, finetune does not",
