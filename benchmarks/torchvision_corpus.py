@@ -46,10 +46,10 @@ def main() -> None:
     options = parser.parse_args()
     recorded = json.loads(options.output.read_text())["builders"] if options.output.exists() else {}
     begin = time.monotonic()
-    for name in builders():
+    for name in builders(options.only):
         known = recorded.get(name)
         done = known is not None and (options.no_export or known["with_export"]) and not options.again
-        if done or not fnmatch.fnmatch(name, options.only):
+        if done:
             continue
         if time.monotonic() - begin > 60 * options.minutes:
             break
@@ -61,15 +61,15 @@ def main() -> None:
         print(line)
 
 
-def builders() -> list[str]:
-    """Names of all torchvision builders, small ones first; quantised ones (same keys as their float twins) left out."""
+def builders(pattern: str) -> list[str]:
+    """Names of torchvision builders, small ones first; quantised ones (same keys as their float twins) left out."""
     from compress_cli.checkpoint.builder_index import builder_shapes, floating_builders
 
     def size(name: str) -> int:
         shapes = builder_shapes(name, {}).values()
         return sum(_product(shape) for shape in shapes)
 
-    return sorted(floating_builders(), key=lambda name: (size(name), name))
+    return sorted(fnmatch.filter(floating_builders(), pattern), key=lambda name: (size(name), name))
 
 
 def _product(shape: tuple[int, ...]) -> int:
