@@ -195,7 +195,7 @@ def _known_keys(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name == "gates":  # read by `compress check`
+        if name in ("gates", "targets"):  # read by `compress check` and by compress_cli.targets
             continue
         if name not in settable:
             close = difflib.get_close_matches(name, sorted(settable), n=3)

@@ -99,11 +99,18 @@ def declared_targets(config: Path | None = None) -> dict[str, Target]:
     """
     path = config or Path("compress.toml")
     if not path.is_file():
+        if config is not None:
+            raise UsageError(f"{path} is not there", "check --config")
         return {}
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("targets", {})
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no valid TOML: {error}", "correct the file") from error
+    if path.name == "pyproject.toml":
+        document = document.get("tool", {}).get("compress", {})
+    tables = document.get("targets", {})
+    if not isinstance(tables, dict):
+        raise UsageError(f"`targets` in {path} is no table", "write [targets.NAME] and command = [...]")
     return {name: _declared(name, table, path) for name, table in tables.items()}
 
 

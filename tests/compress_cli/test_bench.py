@@ -116,11 +116,25 @@ def test_declared_targets_are_checked(tmp_path: Path) -> None:
         ("[targets.a]\ncommand = ['run']\n", "has no {model}"),
         ("[targets.a]\ncommand = ['run', '{model}', '{speed}']\n", "unknown placeholder {speed}"),
         ("[targets", "no valid TOML"),
+        ("targets = 3\n", "is no table"),
     ):
         config.write_text(text, encoding="utf-8")
         with pytest.raises(UsageError) as failure:
             parse_targets(["a"], config)
         assert message in failure.value.message
+    with pytest.raises(UsageError, match="is not there"):
+        parse_targets(["a"], tmp_path / "absent.toml")
+    project = tmp_path / "pyproject.toml"
+    project.write_text("[tool.compress.targets.board]\ncommand = ['run', '{model}']\n", encoding="utf-8")
+    assert parse_targets(["board"], project)[0].command == ("run", "{model}")
+
+
+def test_other_verbs_ignore_declared_targets(tmp_path: Path) -> None:
+    from compress_cli.config import resolve
+
+    config = tmp_path / "compress.toml"
+    config.write_text("seed = 3\n[targets.board]\ncommand = ['run', '{model}']\n", encoding="utf-8")
+    assert resolve("prune", "model.pt", {"sparsity": "0.5"}, config).seed == 3
 
 
 def cost(macs: int) -> GraphCost:
