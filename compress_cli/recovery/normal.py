@@ -77,6 +77,14 @@ class NormalEquations:
         quadratic = (change * (self.gram @ change - 2 * self.cross)).sum(1)
         return (quadratic + self.missed).clamp(min=0)
 
+    def shifted(self, change: Tensor) -> NormalEquations:
+        """The same rows for other old weights: those of now plus a change (groups, columns, outputs)."""
+        return NormalEquations(self.gram, self.cross - self.gram @ change, self.errors(change), self.rows)
+
+    def part(self, columns: slice) -> NormalEquations:
+        """The same rows where only some columns may change."""
+        return NormalEquations(self.gram[:, columns, columns], self.cross[:, columns], self.missed, self.rows)
+
 
 def ridge_changes(equations: NormalEquations, support: Tensor, ridges: tuple[float, ...]) -> list[Tensor]:
     """Return the best change of the weights for each ridge.
@@ -141,7 +149,8 @@ def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
         system.diagonal(dim1=1, dim2=2).add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(system)
         if not bool(failed.any()):
-            return torch.cholesky_solve(right, factor)
+            found: Tensor = torch.cholesky_solve(right, factor)
+            return found
         ridge = max(ridge * 10, JITTER)
 
 
@@ -167,6 +176,10 @@ def removal_costs(equations: NormalEquations, weights: Tensor, support: Tensor, 
 
 def _masked_inverse_diagonal(gram: Tensor, support: Tensor, ridge: float) -> Tensor:
     """Diagonal of (gram + ridge I)^-1 on the support of each output: (columns, outputs), 1 outside."""
+    if bool(support.all()):  # one system for all outputs
+        eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        diagonal: Tensor = torch.linalg.inv(gram + ridge * eye).diagonal()
+        return diagonal.unsqueeze(1).expand(support.shape)
     found = torch.ones_like(support, dtype=gram.dtype)
     for taken, places, real, block in _blocks_of(gram, support):
         block.diagonal(dim1=1, dim2=2).add_(ridge)

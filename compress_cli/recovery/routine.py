@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from compress_cli.recovery.batchnorm import reestimate_, tracked_norms
 from compress_cli.recovery.correspondence import Correspondence, as_correspondence
+from compress_cli.recovery.errors import DoNotMatch
 from compress_cli.recovery.images import Images, arrange
 from compress_cli.recovery.jobs import Job, make_jobs
 from compress_cli.recovery.outputs import output_error
 from compress_cli.recovery.record import LayerRecovery, RecoveryRecord
-from compress_cli.recovery.solving import Pair, solve_
+from compress_cli.recovery.sensitivity import sensitivities
+from compress_cli.recovery.solving import Pair, Removal, solve_
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import evaluation, trace
 
 Step = Callable[[int, int, str], None]
+SENSITIVE_IMAGES = 256
+"""Images on which the sensitivity of the outputs is measured."""
 NORM_BATCHES = 8
 """Batches from which batch norms are re-estimated as a candidate."""
 
@@ -68,7 +72,7 @@ def recover(
     holdout: float | None = None,
     options: RecoveryOptions | None = None,
     on_step: Step | None = None,
-    costs: dict[str, Tensor] | None = None,
+    zeros: Mapping[str, int] | None = None,
 ) -> RecoveryRecord:
     """Solve the weights that are left for the original's pre-activations, in place.
 
@@ -84,8 +88,9 @@ def recover(
         holdout: share of the images to check on, instead of the options'.
         options: see `RecoveryOptions`.
         on_step: called with (steps done, steps in all, what comes next).
-        costs: gets, for each weight tensor that was solved, what the removal of each of its entries would add to the
-            mean squared error of the layer's output after compensation (same shape, float64).
+        zeros: weight tensor -> how many of its entries shall be zero: which ones is decided layer by layer, by the
+            price of their removal after compensation, on what earlier layers hand on. `compressed` is a copy of the
+            original then. Removal is not undone, whatever the outputs say.
 
     Raises:
         NoImages: fewer than 2 images.
@@ -96,7 +101,11 @@ def recover(
     options = _with(options or RecoveryOptions(), ridge, holdout)
     images = arrange(batches, options.batch_size, options.holdout, seed)
     run = _Run(dense, compressed, images, as_correspondence(correspondence), options, seed)
-    layers = run.solve(on_step or (lambda done, total, text: None), costs)
+    if zeros:
+        run.refuse_unknown(zeros)
+    layers = run.solve(on_step or (lambda done, total, text: None), zeros or {})
+    if zeros:
+        run.forget(zeros)
     chosen, candidates = run.choose()
     errors = dict(candidates)
     return RecoveryRecord(
@@ -154,8 +163,19 @@ class _Run:
         original, compressed = self.pair.original, self.pair.compressed
         return output_error((original.outputs(index), compressed.outputs(index)) for index in self.held)
 
-    def solve(self, on_step: Step, costs: dict[str, Tensor] | None = None) -> list[LayerRecovery]:
-        """Solve all layers in order; `costs` gets what the removal of each weight would cost afterwards."""
+    def refuse_unknown(self, zeros: Mapping[str, int]) -> None:
+        """Weights to thin out must be among those that are solved.
+
+        Raises:
+            DoNotMatch: some are not.
+        """
+        missing = sorted(set(zeros) - {job.name for job in self.jobs})
+        if missing:
+            raise DoNotMatch(f"zeros are asked of {', '.join(missing[:3])}, which no layer multiplies by")
+
+    def solve(self, on_step: Step, zeros: Mapping[str, int]) -> list[LayerRecovery]:
+        """Solve all layers in order, after removing what `zeros` asks for."""
+        feelings = self._feelings() if zeros else {}
         pending = list(self.jobs)
         generator = torch.Generator().manual_seed(self.seed)
         layers = []
@@ -163,17 +183,32 @@ class _Run:
             on_step(done, len(self.jobs), job.name)
             self._settle(pending)
             later = {node for other in pending[1:] for node in (*other.compressed_nodes, *other.original_nodes)}
-            layers.append(solve_(self.pair, job, later, self.images.fitted, self.options, generator, costs))
+            removal = Removal(zeros[job.name], feelings.get(job.name)) if job.name in zeros else None
+            layers.append(solve_(self.pair, job, later, self.images.fitted, self.options, generator, removal))
             pending.pop(0)
         self._settle(pending)
         on_step(len(self.jobs), len(self.jobs), "")
         return layers
+
+    def _feelings(self) -> dict[str, Tensor]:
+        batches = self.images.batches[: self.images.fitted][: max(SENSITIVE_IMAGES // self.images.size, 1)]
+        found = [tuple(part.to(self.device) for part in batch) for batch in batches]
+        return sensitivities(self.pair.compressed.traced, found, self.seed)
 
     def _settle(self, pending: Sequence[Job]) -> None:
         # the original's layer is wanted itself, so it is kept rather than what follows it
         current = {user for job in pending[:1] for node in job.original_nodes for user in node.users}
         self.pair.original.settle(current | {node for job in pending[1:] for node in job.original_nodes})
         self.pair.compressed.settle({node for job in pending for node in job.compressed_nodes})
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Make the compressed network without least squares the one whose removed weights are zero too."""
+        tensors, now = self.pair.compressed.traced.tensors(), self._copy()
+        for name in names:
+            self.saved[name] = torch.where(tensors[name] == 0, 0.0, self.saved[name])
+        self._write(self.saved)
+        self.first = self._fresh_error()
+        self._write(now)
 
     def choose(self) -> tuple[str, list[tuple[str, float]]]:
         """Keep the candidate whose outputs are nearest to the original's on held-out images."""

@@ -11,16 +11,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from compress_cli.recovery.jobs import Job, Use
-from compress_cli.recovery.normal import NormalEquations, removal_costs, ridge_changes
+from compress_cli.recovery.normal import NormalEquations, ridge_changes
 from compress_cli.recovery.record import LayerRecovery
 from compress_cli.recovery.residual import depends_on, has_layout, pull_back
 from compress_cli.recovery.stream import Stream
+from compress_cli.recovery.surgeon import choose_support
 
 ROUNDING = 1e-11
 """An error below this share of the targets' size is rounding: the layer is right already."""
 
-COST_RIDGE = 1e-3
-"""Ridge, relative to the diagonal, of the inverse that prices the removal of weights."""
 FEWEST_ROWS = 20_000
 """So many rows are used however few the unknowns are."""
 
@@ -89,6 +88,19 @@ class Problem:
     generator: torch.Generator
 
 
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Weights to remove from a layer before it is solved.
+
+    Attributes:
+        zeros: how many weights are zero afterwards.
+        feeling: (groups, outputs per group), how much the network's outputs feel each channel.
+    """
+
+    zeros: int
+    feeling: Tensor | None
+
+
 class _Spread:
     """Squared size of targets, and their squared distance from their means, over rows, groups and outputs."""
 
@@ -117,7 +129,7 @@ def solve_(
     fitted: int,
     options: Options,
     generator: torch.Generator,
-    costs: dict[str, Tensor] | None = None,
+    removal: Removal | None = None,
 ) -> LayerRecovery:
     """Solve one job and write the outputs' new weights where their held-out error falls.
 
@@ -128,27 +140,22 @@ def solve_(
         fitted: how many of the batches are fitted.
         options: see `RecoveryOptions`.
         generator: chooses positions.
-        costs: where to put what the removal of each weight would cost now (mean squared error per position).
+        removal: weights to remove first.
     """
     layer = _read(pair, job)
     corrects = tuple(options.sums and _can_correct(pair, job, use, later) for use in job.uses)
     problem = Problem(pair, job, corrects, fitted, options, generator)
     old, errors, ridge, rows = layer.matrix.clone(), [], 0.0, 0
-    price = torch.zeros_like(layer.matrix)
     for columns in _blocks(layer, options.columns):
         fit, held, spread = _gather(problem, layer, columns)
+        if removal is not None:
+            fit, held = _remove(layer, columns, fit, held, removal)
         found, ridge = _improve(layer, columns, fit, held, spread, options.ridges)
         errors += [error / spread.value() for error in found]
         rows = fit.rows
-        if costs is not None:
-            part = removal_costs(fit, layer.matrix[:, columns], layer.support[:, columns], COST_RIDGE)
-            price[:, columns] = part / max(rows, 1)
     changed = bool((layer.matrix != old).any())
     if changed:
         _write(pair, job, layer, old)
-    if costs is not None:
-        geometry, weight = job.uses[0].compressed.geometry, pair.compressed.traced.tensors()[job.name]
-        costs[job.name] = geometry.weight(price[:, : layer.columns], weight)
     return LayerRecovery(
         name=job.name,
         kept=changed,
@@ -160,6 +167,22 @@ def solve_(
         unknowns=int(layer.support.sum()),
         rows=rows,
     )
+
+
+def _remove(
+    layer: _Layer, columns: slice, fit: NormalEquations, held: NormalEquations, removal: Removal
+) -> tuple[NormalEquations, NormalEquations]:
+    """Take this block's share of the zeros out of the support; returns the equations without those weights."""
+    own = slice(columns.start, min(columns.stop, layer.columns))
+    matrix, support = layer.matrix[:, own], layer.support[:, own]
+    zeros = removal.zeros * own.stop // layer.columns - removal.zeros * own.start // layer.columns
+    inner = slice(0, matrix.shape[1])
+    kept = choose_support(fit.part(inner), matrix, support, zeros, removal.feeling)
+    change = torch.zeros_like(fit.cross)
+    change[:, inner] = torch.where(kept, 0.0, -matrix)
+    layer.support[:, own] = kept
+    layer.matrix[:, own] = torch.where(kept, matrix, 0.0)
+    return fit.shifted(change), held.shifted(change)
 
 
 def _read(pair: Pair, job: Job) -> _Layer:

@@ -1,0 +1,104 @@
+"""`compress recover`: a compressed model brought nearer to its original from unlabelled images, in closed form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compress_cli import options as o
+from compress_cli.config import resolve
+from compress_cli.console import Out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = """Examples:
+
+compress recover pruned.pt --original net.pt --calib images/
+
+compress recover pruned.pth --original resnet50.pth --arch torchvision:resnet50 --calib images/ -o recovered.pt
+
+compress recover runs/net-magnitude-0.9/model.pt --original net.pt --data cifar10 --json"""
+
+Original = Annotated[
+    str,
+    typer.Option("--original", help="Checkpoint before compression.", metavar="FILE", show_default=False),
+]
+Target = Annotated[
+    str | None, o.option("-o", "--output", help="File to write (default: NAME-recovered.pt).", metavar="FILE")
+]
+LISTED = 5
+"""So many layers with the largest remaining error are listed."""
+
+
+def recover(
+    checkpoint: o.Checkpoint,
+    original: Original,
+    output: Target = None,
+    arch: o.Arch = None,
+    arch_args: o.ArchArgs = None,
+    input_shape: o.InputShape = None,
+    input: o.InputOption = None,
+    trust_pickle: o.TrustPickle = None,
+    data: o.DataDir = None,
+    calib: o.Calib = None,
+    calib_samples: o.CalibSamples = None,
+    preprocess: o.Preprocess = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    resize: o.Resize = None,
+    device: o.Device = None,
+    seed: o.Seed = None,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> int:
+    """Solve the remaining weights for the original's outputs, layer by layer: no labels, no training.
+
+    Zeros stay zero, shapes and names stay. What does not help on held-out images is undone.
+    """
+    from compress_cli.recovering import run_recover, target_file
+
+    flags = {
+        "arch": arch,
+        "arch_args": arch_args,
+        "input_shape": input_shape,
+        "input": input,
+        "trust_pickle": trust_pickle,
+        "data": data,
+        "calib": calib,
+        "calib_samples": calib_samples,
+        "preprocess": preprocess,
+        "mean": mean,
+        "std": std,
+        "resize": resize,
+        "device": device,
+        "seed": seed,
+    }
+    out = Out(as_json=json, quiet=quiet, verbose=verbose)
+    target = target_file(checkpoint, output, overwrite=overwrite)
+    document = run_recover(resolve("recover", checkpoint, flags, config), original, target, out)
+    out.result(document, lambda console: _render(document, console))
+    return 0
+
+
+def _render(document: dict[str, Any], console: Console) -> None:
+    found = document["recovery"]
+    kept = [layer for layer in found["layers"] if layer["kept"]]
+    lines = [
+        f"{document['file']}: {found['chosen']}, {found['images']} images ({found['held_out']} held out), "
+        f"{found['seconds']:.0f} s",
+        f"  output error on held-out images  {found['before']:.4g} -> {found['after']:.4g}",
+        f"  layers solved                    {len(kept)} of {len(found['layers'])}",
+    ]
+    for stage, scores in document["scores"].items():
+        lines += [f"  {name} {stage:<12} {score['value']:.2f}" for name, score in scores.items()]
+    if not found["kept"]:
+        lines.append("  nothing came nearer to the original: the weights are as they were")
+    worst = sorted(kept, key=lambda layer: -layer["after"])[:LISTED]
+    lines += [f"  {layer['name']:<40} {layer['before']:.3f} -> {layer['after']:.3f}" for layer in worst]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

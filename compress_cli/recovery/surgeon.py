@@ -1,0 +1,50 @@
+"""Which weights of a layer to remove when the others make up for it: the optimal brain surgeon on a Gram matrix.
+
+The price of a weight is w^2 / [G_S^-1] on its output's support S (Hassibi and Stork 1993), times how much the network's
+outputs feel that output channel. Prices hold for one removal at a time, so the layer goes down in several steps; after
+each, the weights that are left are solved again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compress_cli.recovery.normal import NormalEquations, removal_costs, ridge_changes
+
+STEPS = 6
+RIDGE = 1e-3
+"""Relative to the diagonal of the Gram matrix."""
+
+
+def choose_support(
+    equations: NormalEquations, weights: Tensor, support: Tensor, zeros: int, feeling: Tensor | None = None
+) -> Tensor:
+    """Return the support of a layer that has so many zeros.
+
+    Args:
+        equations: of the rows to fit, for `weights`.
+        weights: (groups, columns, outputs).
+        support: where they may be other than zero now; columns that are True for all outputs beyond `zeros`' reach,
+            such as a constant column, must not be part of it.
+        zeros: how many places outside the support there are at the end.
+        feeling: (groups, outputs), weight of each output's error; None for the same.
+
+    Returns:
+        (groups, columns, outputs), a part of `support`, where exactly `zeros` places are False (more if they were).
+    """
+    start, end = int(support.sum()), support.numel() - zeros
+    found = support.clone()
+    for step in range(1, STEPS + 1):
+        if int(found.sum()) <= end or not end:
+            break
+        left = end if step == STEPS else round(start * (end / start) ** (step / STEPS))
+        gone = torch.where(found, 0.0, -weights)
+        shifted = equations.shifted(gone)
+        solved = weights + gone + ridge_changes(shifted, found, (RIDGE,))[0]
+        prices = removal_costs(shifted, solved, found, RIDGE)
+        if feeling is not None:
+            prices = prices * feeling.unsqueeze(1)
+        order = torch.where(found, prices, torch.inf).flatten().argsort(stable=True)
+        found.view(-1)[order[: int(found.sum()) - left]] = False
+    return found if end else torch.zeros_like(support)
