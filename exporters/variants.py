@@ -59,20 +59,22 @@ class Variant:
 def tolerance(weights: str) -> float:
     """Largest accepted relative root mean square output error of a form; 0 means equal in every bit.
 
-    From measurements on pruned ResNets and MobileNetV2 (benchmarks/results), about five times what was seen there:
-    fp16 0.2 %, 8-bit uniform codes 3 % and twice that for each bit less, 4-bit codebooks 15 %, int8 10 %.
+    Twice and more of what was measured (benchmarks/results): fp16 0.2 %; 8-bit uniform codes 3 %, twice that for each
+    bit less; 4-bit codebooks 30 %, likewise; int8 20 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
+    their size with 4-bit codebooks, its accuracy by less than half a point: the limit catches broken files, and only
+    an evaluation on data tells the accuracy.
     """
     if weights in ("dense", "packed"):
         return 0.0
     if weights == "packed-fp16":
         return 2e-3
     if weights == "int8":
-        return 0.1
+        return 0.2
     code = weights.removeprefix("packed-")
     if code == "cb":
-        return 0.15
+        return 0.3
     if code.startswith("cb"):
-        return min(1.0, 0.15 * 2.0 ** (4 - int(code[2:])))
+        return min(1.0, 0.3 * 2.0 ** (4 - int(code[2:])))
     return min(1.0, 0.03 * 2.0 ** (8 - int(code[1:])))
 
 
