@@ -120,7 +120,8 @@ def open_session(
             with _sigterm_as_interrupt():
                 yield Session(config, out, folder, resume=resume, shared=shared)
         except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted; the last good state is in {path}", _resume_command(path)) from error
+            state = f"the last good state is in {path}" if _has_artifacts(path) else "nothing was written yet"
+            raise Interrupted(f"interrupted; {state}", _resume_command(path)) from error
         finally:
             out.attach_log(None)
             folder.close()
@@ -175,12 +176,17 @@ def _resume_command(path: Path) -> str:
 
 def _remove_if_empty(path: Path, *, existed: bool) -> None:
     """A run that failed before its first artifact leaves no folder behind (its log was only the error)."""
-    if any((path / name).exists() for name in (*CONTENT, "checkpoints") if name != "config.json"):
+    if _has_artifacts(path):
         return
     for name in ("config.json", "log.txt", ".lock"):
         (path / name).unlink(missing_ok=True)
     if not existed and path.is_dir() and not any(path.iterdir()):
         path.rmdir()
+
+
+def _has_artifacts(path: Path) -> bool:
+    """Whether a run wrote more into its folder than what it was asked for."""
+    return any((path / name).exists() for name in (*CONTENT, "checkpoints") if name != "config.json")
 
 
 @contextmanager
