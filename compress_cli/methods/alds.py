@@ -112,7 +112,9 @@ class Alds:
         images = tuple(quality.calibration()) if options.needs_images and quality is not None else ()
         with _gone_if_refused(store), decomposition_errors():
             with session.stage("spectra"):
-                analysis = session.shared.once(f"alds {options}", lambda: _analyse(loaded, options, images, store))
+                analysis = session.shared.once(
+                    f"alds {options}", lambda: _analyse(session, loaded, options, images, store)
+                )
             budgets = tuple(_budgets(session, loaded, analysis))
             timings = _timings(session, loaded.module, analysis) if any(b.quantity == "ms" for b in budgets) else None
             chosen = solve(analysis, budgets, timings)
@@ -255,9 +257,15 @@ def _gone_if_refused(store: Path | None) -> Iterator[None]:
         raise
 
 
-def _analyse(loaded: LoadedModel, options: AldsOptions, images: Sequence[Any], store: Path | None) -> alds.Analysis:
+def _analyse(
+    session: Session, loaded: LoadedModel, options: AldsOptions, images: Sequence[Any], store: Path | None
+) -> alds.Analysis:
+    """The error of every form of every layer; spectra on the GPU when there is one."""
+    from compress_cli.training.placing import choose_device
+
     assert loaded.module is not None
-    return alds.analyse(loaded.module, loaded.example_inputs or (), options, images=images, cache=store)
+    inputs, device = loaded.example_inputs or (), choose_device(session.config.device)
+    return alds.analyse(loaded.module, inputs, options, images=images, cache=store, device=device)
 
 
 def _curves(analysis: alds.Analysis, plan: alds.AldsPlan) -> dict[str, Curve]:
