@@ -90,12 +90,21 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Something to time: `run` is one inference."""
+    """Something to time: `run` is one inference that ends when its result is there.
+
+    Attributes:
+        clock: runs one inference and returns its seconds, where the device has a clock of its own (GPU events).
+    """
 
     profile: str
     run: Callable[[], object]
     load_ms: float = 0.0
     first_ms: float = 0.0
+    clock: Callable[[], float] | None = None
+
+    def seconds(self) -> float:
+        """One inference, timed."""
+        return _seconds(self.run) if self.clock is None else self.clock()
 
 
 def compare(
@@ -152,7 +161,7 @@ def compare_runs(
         provider, threads, batch: recorded as they are.
     """
     begin = time.perf_counter()
-    slowest = max(_warm_up(one.run, budget_s / 4 / len(timed)) for one in timed)
+    slowest = max(_warm_up(one, budget_s / 4 / len(timed)) for one in timed)
     repeats = max(1, round(SLOT_SECONDS / max(slowest, 1e-7)))
     meter = ContentionMeter()
     blocks = _blocks(timed, repeats, budget_s - (time.perf_counter() - begin))
@@ -175,12 +184,12 @@ def compare_runs(
     )
 
 
-def _warm_up(run: Callable[[], object], seconds: float) -> float:
+def _warm_up(one: Timed, seconds: float) -> float:
     """Run at least three times and until two medians of five agree within 5 %; the fastest run in seconds."""
     times: list[float] = []
     limit = time.perf_counter() + min(seconds, WARM_UP_SECONDS)
     while len(times) < WARM_UP_RUNS or (time.perf_counter() < limit and not _settled(times)):
-        times.append(_seconds(run))
+        times.append(one.seconds())
     return min(times)
 
 
@@ -211,7 +220,7 @@ def _blocks(timed: Sequence[Timed], repeats: int, seconds: float) -> list[Times]
     while len(found[0]) < MIN_BLOCKS or (time.perf_counter() < end and len(found[0]) < MAX_BLOCKS):
         block: list[list[float]] = [[] for _ in timed]
         for index in order * rounds:
-            block[index] += [_seconds(timed[index].run) * 1e3 for _ in range(repeats)]
+            block[index] += [timed[index].seconds() * 1e3 for _ in range(repeats)]
         for index, times in enumerate(block):
             found[index].append(times)
     return [np.asarray(times) for times in found]
