@@ -380,6 +380,7 @@ def test_large_tensors_use_the_byte_gap_index(tier: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(layout, "JOIN_BELOW", 5000)
     source, target, result = packed(convnet(0.05), tmp_path, tier)
     assert {t.name: t.index for t in result.tensors}["c2.weight"] == "gap8"
+    assert any(note.startswith("c2.weight: unpacking") for note in result.notes)
     assert result.folded
     if tier == "packed":
         same_outputs(source, target)
