@@ -60,7 +60,7 @@ def run_recover(config: RunConfig, original: str, target: Path, out: Out) -> dic
     scores: dict[str, Any] = {}
     if quality.can_evaluate:
         scores["original"], scores["compressed"] = quality.evaluate(dense), quality.evaluate(module)
-    with _errors(), out.progress("Recovering") as bar:
+    with recovery_errors(), out.progress("Recovering") as bar:
         record = recover(
             dense,
             module,
@@ -118,7 +118,7 @@ def _correspondence(compressed: LoadedModel) -> Correspondence:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def recovery_errors() -> Iterator[None]:
     """What recovery raises about a user's networks and images, with what to do."""
     from compress_cli import recovery
 

@@ -89,15 +89,10 @@ def _render(document: dict[str, Any], console: Console) -> None:
     found = document["recovery"]
     kept = [layer for layer in found["layers"] if layer["kept"]]
     lines = [
-        f"{document['file']}: {found['chosen']}, {found['images']} images ({found['held_out']} held out), "
-        f"{found['seconds']:.0f} s",
-        f"  output error on held-out images  {found['before']:.4g} -> {found['after']:.4g}",
-        f"  layers solved                    {len(kept)} of {len(found['layers'])}",
+        f"{document['file']}: {found['summary']}",
     ]
     for stage, scores in document["scores"].items():
         lines += [f"  {name} {stage:<12} {score['value']:.2f}" for name, score in scores.items()]
-    if not found["kept"]:
-        lines.append("  nothing came nearer to the original: the weights are as they were")
     worst = sorted(kept, key=lambda layer: -layer["after"])[:LISTED]
     lines += [f"  {layer['name']:<40} {layer['before']:.3f} -> {layer['after']:.3f}" for layer in worst]
     for line in lines:

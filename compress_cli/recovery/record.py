@@ -62,6 +62,16 @@ class RecoveryRecord:
         """Whether the network was changed."""
         return self.chosen != "as compressed"
 
+    @property
+    def summary(self) -> str:
+        """The record in one clause, without a full stop."""
+        errors = f"output error on {self.held_out:,} held-out images {self.before:.4g} -> {self.after:.4g}"
+        if not self.kept:
+            return f"nothing came nearer to the original, so nothing was changed; {errors}"
+        kept = sum(layer.kept for layer in self.layers)
+        solved = f", {kept} of {len(self.layers)} layers" if self.chosen != "batch norms" else ""
+        return f"{self.chosen} from {self.images:,} unlabelled images{solved}; {errors}; {self.seconds:.0f} s"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {**asdict(self), "kept": self.kept, "candidates": dict(self.candidates)}
+        return {**asdict(self), "kept": self.kept, "candidates": dict(self.candidates), "summary": self.summary}

@@ -204,6 +204,7 @@ def test_ignored_layers_keep_every_bit() -> None:
     record = recover(dense, compressed, [images()], correspondence=Correspondence(ignore=("blocks.0.conv1",)))
     document = json.loads(json.dumps(record.to_dict()))
     assert document["images"] == 60
+    assert document["summary"].startswith("least squares from 60 unlabelled images, 5 of 5 layers; output error on 12")
     assert document["after"] < document["before"]
     assert {"as compressed", "least squares", "batch norms"} <= set(document["candidates"])
     assert torch.equal(compressed.blocks[0].conv1.weight, before)
