@@ -52,10 +52,13 @@ def open_quality(session: Session, loaded: LoadedModel) -> Quality | None:
             f"--data, --task and --calib need the network itself, but {loaded.missing_reason}",
             "pass --arch (and --input-shape), or drop the data flags to prune the tensors alone",
         )
+    device = choose_device(config.device)
     data = open_data(config, loaded, session.out.info)
     if data is None or loaded.module is None:
+        if config.epochs:
+            session.warn(f"--epochs {config.epochs}: nothing is trained without --data or --task")
         return None
-    quality = Quality(session, data, choose_device(config.device))
+    quality = Quality(session, data, device)
     quality.check_fit(loaded.module)
     return quality
 

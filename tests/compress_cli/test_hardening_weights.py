@@ -160,6 +160,20 @@ def test_a_sparsity_above_what_the_floor_allows_names_the_largest(runner: Runner
     assert runner.prune(tmp_path / "w.pt", "--sparsity", largest).code == 0
 
 
+def test_training_flags_without_data_are_warned_of(runner: Runner, tmp_path: Path) -> None:
+    outcome = runner.prune(save_torch(tmp_path / "w.pt", weights()), *HALF, "--epochs", "3")
+    assert outcome.code == 0
+    assert "--epochs 3: nothing is trained without --data or --task" in outcome.document["warnings"]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there(runner: Runner, tmp_path: Path, device: str) -> None:
+    outcome = runner.prune(save_torch(tmp_path / "w.pt", weights()), *HALF, "--device", device)
+    assert outcome.code in (2, 3)
+    assert device in outcome.message
+    assert outcome.files == set()
+
+
 def test_no_sparsity_at_all(runner: Runner, tmp_path: Path) -> None:
     runner.refused(save_torch(tmp_path / "w.pt", weights()), code=2, says="such as --sparsity 0.9")
 
