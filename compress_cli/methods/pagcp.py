@@ -11,31 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils import _pytree as pytree
 
-from compress_cli.errors import InputError, UsageError, VerificationError
-from compress_cli.methods.base import Measured
-from compress_cli.report import Achieved, Gate, LayerRow, Skipped
+from compress_cli.errors import InputError, UsageError
+from compress_cli.methods.channels import Channels
+from compress_cli.report import Gate
 from compress_cli.translate import channel_errors
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from compress_cli.checkpoint import LoadedModel
     from compress_cli.config import RunConfig
     from compress_cli.quality import Quality
     from compress_cli.quantities import Limit
     from compress_cli.session import Session
-    from pruners.pagcp import Found, PagcpOptions
+    from pruners.channels import Fitted
+    from pruners.pagcp import Found, PagcpOptions, TaskData
 
+SMALLEST_BATCH = 32
+"""Images that a batch must have for its own statistics to stand for the data's."""
 ROUNDS = 20
 """Sweeps at most on the way to a cost limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """The channels plan with the search's record, and the limit on the cost that it was made for."""
+    """The proved cut with the search's record, and the limit on the cost that it was made for."""
 
     found: Found
-    limit: Limit | None
+    limits: tuple[Limit, ...]
+
+    @property
+    def fitted(self) -> Fitted:
+        """The cut network, its plan and its proof."""
+        return self.found.fitted
 
     @property
     def keep(self) -> Mapping[str, Mapping[int, tuple[int, ...]]]:
@@ -43,18 +49,17 @@ class Decision:
         return self.found.plan.keep
 
     def to_dict(self) -> dict[str, Any]:
-        """The channels plan's document, with the search under `pagcp`."""
-        return {**self.found.plan.to_dict(), "pagcp": self.found.record.to_dict()}
+        """The channels plan's document, with its proofs, and the search under `pagcp`."""
+        proofs = self.fitted.proof.to_dict()
+        return {**self.found.plan.to_dict(), "proofs": proofs, "pagcp": self.found.record.to_dict()}
 
     def explain(self) -> str:
         """The plan, the sensitivity table and the check as lines of text."""
         return "\n".join([*self.found.plan.explain(), *_sensitivity(self.found), *_check_lines(self.found)])
 
 
-class Pagcp:
-    """Whole channels go, ranked over all layers by what the worst task loses per MAC."""
-
-    needs_module = True
+class Pagcp(Channels):
+    """Whole channels go, ranked over all layers by what the worst task loses per MAC; cut and proved as channels."""
 
     def check(self, config: RunConfig) -> None:
         """A limit to search for, data to judge by, and options that go together."""
@@ -79,7 +84,7 @@ class Pagcp:
             raise UsageError("--rounds is for --search sweep", "add --search sweep, or drop --rounds")
         parse_rises(config.max_loss_rise)
 
-    def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Decision:
+    def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Any:
         """Search, and check every task on a cut copy.
 
         Raises:
@@ -105,7 +110,7 @@ class Pagcp:
         data = task_data(quality, module)
         _note_data(session, quality)
         limit = _cost_limit(config)
-        options = _options(config, limit, tuple(data.floors), groups)
+        options = _options(config, limit, tuple(data.floors), groups, _batch_statistics(quality, data))
         bars: dict[str, Any] = {}
         titles = {"sensitivity": "Sensitivity of each group", "search": "Searching under the tasks' limits"}
 
@@ -128,51 +133,12 @@ class Pagcp:
         finally:
             for bar in bars.values():
                 bar.__exit__(None, None, None)
-        return Decision(found, limit)
+        return Decision(found, () if limit is None else (limit,))
 
-    def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
-        """Cut the network's tensors."""
-        from pruners.channels import apply_
-
-        assert loaded.module is not None
-        with channel_errors():
-            apply_(loaded.module, plan.found.plan)
-
-    def settle(self, session: Session, loaded: LoadedModel, plan: Decision) -> Decision:
-        """Training does not change the structure."""
-        return plan
-
-    def prove(self, original: nn.Module, loaded: LoadedModel, plan: Decision) -> dict[str, Any]:
-        """The small network equals the original with these channels masked.
-
-        Raises:
-            VerificationError: it does not.
-        """
-        from pruners.channels import prove
-
-        assert loaded.module is not None
-        assert loaded.example_inputs is not None
-        with channel_errors():
-            proof = prove(
-                original, loaded.module, plan.found.plan, loaded.example_inputs, groups=plan.found.groups
-            ).require()
-        summary = "the small network is the original with channels masked: " + "; ".join(
-            f"{check.name}: {check.detail}" for check in proof.checks
-        )
-        return {"kind": "channels", **proof.to_dict(), "summary": summary}
-
-    def constraint(self, module: nn.Module, plan: Decision) -> None:
-        """Smaller layers are ordinary layers: nothing to enforce."""
-        return
-
-    def removed(self, module: nn.Module, plan: Decision) -> Any:
-        """The channels plan, whose kept indices recovery reads."""
-        return plan.found.plan
-
-    def warnings(self, plan: Decision) -> tuple[str, ...]:
+    def warnings(self, plan: Any) -> tuple[str, ...]:
         """Bounds that do not hold, a plan that removes nothing, and whatever the plan says."""
         record, check = plan.found.record, plan.found.record.check
-        lines = list(plan.found.plan.warnings)
+        lines = list(super().warnings(plan))
         if check.holds is False:
             lines.append(
                 f"the loss of {check.worst} rises by {check.rises[check.worst]:.1%} before fine-tuning,"
@@ -183,11 +149,6 @@ class Pagcp:
         if record.met is False:
             lines.append(f"{record.found:,} {record.quantity} are left, {record.target:,} were asked for")
         return tuple(lines)
-
-    def skipped(self, plan: Decision) -> tuple[Skipped, ...]:
-        """Output channels that had to stay, with reasons."""
-        frozen = (item for item in plan.found.groups.frozen if item.dim == 0 and item.tensor.endswith("weight"))
-        return tuple(Skipped(f"{item.tensor}: {item.count} of {item.size}", str(item.reason)) for item in frozen)
 
     def gates(self, plan: Decision) -> tuple[Gate, ...]:
         """Every task's loss on the cut network, before fine-tuning, against its bound."""
@@ -205,47 +166,6 @@ class Pagcp:
             )
             for task, bound in check.bounds.items()
         )
-
-    def achieved(self, config: RunConfig, plan: Decision, measured: Measured) -> tuple[Achieved, ...]:
-        """The cost limit against what was counted in the reloaded model.
-
-        Raises:
-            VerificationError: the model does not have the predicted parameters or MACs.
-        """
-        before, after, made = measured.complexity_before, measured.complexity_after, plan.found.plan
-        _compare("parameters", made.params_before - made.params_after, before.params - after.params)  # type: ignore[union-attr]
-        _compare("MACs", made.macs_before - made.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
-        if plan.limit is None:
-            return ()
-        name = plan.limit.kind
-        total, count = int(getattr(before, name)), int(getattr(after, name))
-        return (Achieved(name, plan.limit.text, floor(plan.limit.bound(total) or 0), count, total, exact=False),)
-
-    def layers(self, plan: Decision, measured: Measured) -> tuple[LayerRow, ...]:
-        """One row per cut weight, counted in the files."""
-        rows = []
-        for tensor, dims in plan.found.plan.keep.items():
-            shape = plan.found.plan.shapes[tensor]
-            if len(shape) < 2:
-                continue
-            before = measured.before[_name_in(measured.before, tensor)]
-            after = measured.after[_name_in(measured.after, tensor)]
-            words = [f"{shape[dim]} -> {len(kept)} {_DIM.get(dim, f'of dim {dim}')}" for dim, kept in dims.items()]
-            rows.append(
-                LayerRow(
-                    name=tensor,
-                    shape=shape,
-                    weights=before.numel(),
-                    zeros_before=int((before == 0).sum()),
-                    zeros_after=int((after == 0).sum()),
-                    weights_after=after.numel(),
-                    change=", ".join(words),
-                )
-            )
-        return tuple(rows)
-
-
-_DIM = {0: "output channels", 1: "input channels"}
 
 
 def parse_rises(text: str | None) -> dict[str, float]:
@@ -272,7 +192,9 @@ def parse_rises(text: str | None) -> dict[str, float]:
     return found
 
 
-def _options(config: RunConfig, limit: Limit | None, tasks: tuple[str, ...], groups: Any) -> PagcpOptions:
+def _options(
+    config: RunConfig, limit: Limit | None, tasks: tuple[str, ...], groups: Any, batch_statistics: bool
+) -> PagcpOptions:
     from pruners.channels import CostModel
     from pruners.pagcp import PagcpOptions, reference
 
@@ -285,6 +207,7 @@ def _options(config: RunConfig, limit: Limit | None, tasks: tuple[str, ...], gro
     cost = CostModel(groups)
     values: dict[str, Any] = {
         "max_rise": {task: rise for task, rise in rises.items() if rise is not None},
+        "batch_statistics": batch_statistics,
         "min_channels": config.min_channels,
         "round_to": config.round_to,
     }
@@ -294,7 +217,15 @@ def _options(config: RunConfig, limit: Limit | None, tasks: tuple[str, ...], gro
     if config.search == "sweep" or config.reference:
         values |= {"search": "sweep", "rounds": config.rounds or (ROUNDS if limit is not None else 1)}
     with channel_errors():
-        return reference(**values) if config.reference else PagcpOptions(**values)
+        if config.reference:
+            return reference(**{**values, "batch_statistics": False})
+        return PagcpOptions(**values)
+
+
+def _batch_statistics(quality: Quality, data: TaskData) -> bool:
+    """Whether the search may normalise by the batch: labels to judge by, and enough images for a mean."""
+    labelled = quality.data.calib_labelled and bool(quality.tasks)
+    return labelled and min(len(batch) for batch in data.batches) >= SMALLEST_BATCH
 
 
 def _cost_limit(config: RunConfig) -> Limit | None:
@@ -302,6 +233,12 @@ def _cost_limit(config: RunConfig) -> Limit | None:
 
 
 def _note_data(session: Session, quality: Quality) -> None:
+    if not (quality.data.calib_labelled and quality.tasks):
+        session.note(
+            "without labels each output is judged by its squared distance to the original's, over its variance;"
+            " the rise counts from 5 % of the variance: +100 % is a distance of 5 %"
+        )
+        return
     if quality.data.calib is quality.data.train and quality.data.train is not None:
         session.note(
             "the search judges by training images, whose losses are lower than unseen ones':"
@@ -331,20 +268,3 @@ def _check_lines(found: Found) -> list[str]:
     passes = f"{record.full_forwards:.1f} full forward passes over {record.samples:,} samples"
     lines.append(f"search: {passes} for {record.calls} tries")
     return lines
-
-
-def _compare(what: str, planned: int, counted: int) -> None:
-    if planned != counted:
-        raise VerificationError(
-            f"the plan saves {planned:,} {what}, the written model {counted:,}",
-            "this is a bug in compress: please report it with the run folder's log.txt",
-        )
-
-
-def _name_in(tensors: Mapping[str, Any], name: str) -> str:
-    """The name under which a file holds a tensor: torchvision's older names differ from the module's."""
-    from compress_cli.checkpoint.names import modern_names
-
-    if name in tensors:
-        return name
-    return next(old for old, modern in modern_names(tensors.keys()).items() if modern == name)

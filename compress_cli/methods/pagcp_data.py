@@ -45,14 +45,14 @@ def _losses(quality: Quality, outputs: Any, batch: Any) -> dict[str, Tensor]:
 
 
 def _teacher_data(model: nn.Module, batches: list[Batch]) -> TaskData:
-    """Every output of the original is a task: squared distance to it, over the output's own variance."""
+    """Every output of the original is a task: squared distance to it, over its variance (1 for a constant output)."""
     with evaluating(model):
         outputs = [_forward(model, batch) for batch in batches]
     wanted = {id(batch): found for batch, found in zip(batches, outputs, strict=True)}
     floating = [name for name, value in outputs[0].items() if value.is_floating_point()]
     if not floating:
         raise InputError("the network's outputs are no real numbers to compare", "pass labelled data with --task FILE")
-    scales = {name: float(torch.cat([found[name] for found in outputs]).double().var()) or 1.0 for name in floating}
+    scales = {name: _spread(torch.cat([found[name] for found in outputs])) for name in floating}
 
     def losses(found: Any, batch: Any) -> dict[str, Tensor]:
         return {
@@ -60,7 +60,22 @@ def _teacher_data(model: nn.Module, batches: list[Batch]) -> TaskData:
             for name, scale in scales.items()
         }
 
-    return TaskData(batches, _forward, losses)
+    def probes(found: Any, batch: Any) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(int(_batch(batch).positions[0]))
+        made = {}
+        for name, scale in scales.items():
+            values = found[name].flatten(1)
+            signs = torch.randint(0, 2, values.shape, generator=generator).to(values) * 2 - 1
+            made[name] = (values * signs).sum(1) / (scale * values.shape[1]) ** 0.5
+        return made
+
+    return TaskData(batches, _forward, losses, probes=probes)
+
+
+def _spread(outputs: Tensor) -> float:
+    """Mean squared distance of the outputs from their mean over the samples."""
+    values = outputs.double()
+    return float((values - values.mean(0, keepdim=True)).square().mean()) or 1.0
 
 
 def _batch(batch: Any) -> Batch:

@@ -7,8 +7,9 @@ pruners.channels.apply_(model, found.plan)
 
 from __future__ import annotations
 
-from pruners.pagcp.api import final_check, plan, sensitivity
+from pruners.pagcp.api import plan, sensitivity
 from pruners.pagcp.budgets import Tolerances, decay_of, first_of, suggested_first, tolerances
+from pruners.pagcp.checking import final_check
 from pruners.pagcp.options import PagcpOptions, reference
 from pruners.pagcp.oracle import Oracle, Verdict, make_oracle, reestimate_batchnorm_
 from pruners.pagcp.path import Cut, cut_path

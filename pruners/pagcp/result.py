@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pruners.channels import ChannelsPlan, Groups
+from pruners.channels import ChannelsPlan, Fitted, Groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,17 @@ class SearchRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The plan, its record, and the analysis that the plan came from (for the proof)."""
+    """The proved cut with its plan, and the record of the search."""
 
-    plan: ChannelsPlan
+    fitted: Fitted
     record: SearchRecord
-    groups: Groups
+
+    @property
+    def plan(self) -> ChannelsPlan:
+        """What goes."""
+        return self.fitted.plan
+
+    @property
+    def groups(self) -> Groups:
+        """The analysis that the plan came from."""
+        return self.fitted.groups
