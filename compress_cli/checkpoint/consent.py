@@ -42,6 +42,7 @@ def require_consent(architecture: Architecture, checkpoint: Path) -> None:
             [
                 f"if it is your code, confirm it: --arch {architecture.reference}",
                 *(f"--arch-args {key}={value}" for key, value in architecture.args),
+                "(in Python: compress_cli.load(FILE, arch=..., arch_args=[...]))",
             ]
         ),
     )
