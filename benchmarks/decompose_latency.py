@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import nn
 
-from compress_cli.methods.layer_timings import measure_forms, median_ms, slower_than_dense
+from compress_cli.methods.layer_timings import measure_forms, original_ms, slower_than_dense
 from decomposers import alds
 from decomposers.options import AldsOptions
 from exporters.onnx_export import export
@@ -57,7 +57,7 @@ def rows(name: str, seconds: float) -> dict[str, Any]:
             print(name, label, json.dumps(row), flush=True)
         analysis = alds.analyse(model, IMAGE, AldsOptions(max_groups=1))
         timings = measure_forms(model, analysis)
-        total = median_ms(original, 1)
+        total = original_ms(original, 1)[1]
         slow = sum(1 for _ in slower_than_dense(timings))
         plan = alds.choose(analysis, cost="ms", budget=LATENCY_SHARE * total, total=total, timings=timings)
         row = measured(model, plan, original, Path(folder), seconds)
