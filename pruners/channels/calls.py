@@ -104,9 +104,9 @@ def run_on_planes(scope: Scope, call: Call, value: Value, planes: dict[int, Ids]
     """Run the operator on each plane of its one tensor argument and tie the outcome, output by output."""
     found: list[list[dict[int, Ids]]] = [[] for _ in call.shapes]
     for dim, ids in planes.items():
-        outputs = call.run(lambda item, dim=dim, ids=ids: spread(item.shape, dim, ids))  # type: ignore[misc]
+        outputs = call.run(lambda item, dim=dim: spread(item.shape, dim))  # type: ignore[misc]
         for place, output in zip(found, outputs, strict=True):
-            place.append(scope.tie(output))
+            place.append(scope.tie(output, ids))
     return [scope.merge(place) for place in found]
 
 

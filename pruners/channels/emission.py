@@ -75,7 +75,7 @@ def programs_of(model: nn.Module, groups: Groups, gone: Ids) -> tuple[list[Progr
         program, dynamic = _dynamic_program(model, trace, entry)
         if trace.mode == "train" and _mutations(program):
             continue  # a functional train graph runs, but its backward does not
-        found.append(_compile(trace, program, rewriter, dynamic))
+        found.append(_compile(model, trace, program, rewriter, dynamic))
     return found, rewriter
 
 
@@ -122,7 +122,7 @@ def _dynamic_program(model: nn.Module, trace: Trace, entry: Entry) -> tuple[Expo
     return (program, True) if same else (trace.program, False)
 
 
-def _compile(trace: Trace, program: ExportedProgram, rewriter: Rewriter, dynamic: bool) -> Program:
+def _compile(model: nn.Module, trace: Trace, program: ExportedProgram, rewriter: Rewriter, dynamic: bool) -> Program:
     twins = dict(zip(_operators(program), _operators(trace.program), strict=True))
     targets = {
         spec.arg.name: (spec.kind, spec.target)
@@ -151,6 +151,8 @@ def _compile(trace: Trace, program: ExportedProgram, rewriter: Rewriter, dynamic
             call = trace.calls.get(twin.name) if twin is not None else None
             if call is not None and twin is not None:
                 rewriter.rewrite(made, call, trace.values[twin.name])
+                copied[node] = _through_module(graph, made, model)
+    _drop_counters(graph)
     graph.eliminate_dead_code(lambda item: item.op == "placeholder" or _is_impure(item))
     return Program(
         trace.mode,
@@ -162,9 +164,70 @@ def _compile(trace: Trace, program: ExportedProgram, rewriter: Rewriter, dynamic
     )
 
 
+_STOCK: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv1d": (nn.Conv1d,),
+    "conv2d": (nn.Conv2d,),
+    "conv3d": (nn.Conv3d,),
+    "linear": (nn.Linear,),
+    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+}
+
+
+def _through_module(graph: fx.Graph, node: fx.Node, model: nn.Module) -> fx.Node:
+    """Let torch's own layers compute what they hold the weights for: hooks see it, batch norms keep their settings."""
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    weight = node.args[1] if len(node.args) > 1 else None
+    if name not in _STOCK or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return node
+    prefix, _, own = str(weight.target).rpartition(".")
+    module = model.get_submodule(prefix)
+    if own != "weight" or type(module) not in _STOCK[name] or not _same_settings(node, module, prefix):
+        return node
+    with graph.inserting_before(node):
+        made = graph.call_module(prefix, (node.args[0],))
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+    return made
+
+
+def _same_settings(node: fx.Node, module: nn.Module, prefix: str) -> bool:
+    """The call reads this module's tensors with this module's settings."""
+
+    def reads(place: int, name: str) -> bool:
+        item = node.args[place] if len(node.args) > place else None
+        if getattr(module, name) is None:
+            return item is None
+        return isinstance(item, fx.Node) and item.op == "get_attr" and item.target == f"{prefix}.{name}"
+
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        names = ("weight", "bias", "running_mean", "running_var")
+        return all(reads(place + 1, name) for place, name in enumerate(names)) and module.eps == node.args[7]
+    if isinstance(module, nn.Linear):
+        return reads(2, "bias")
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.padding_mode != "zeros" or not reads(2, "bias"):
+        return False
+    rank = len(module.kernel_size)
+    settings = ((3, module.stride, 1), (4, module.padding, 0), (5, module.dilation, 1))
+    return "padding" not in str(node.target).partition(".")[2].partition(".")[2] and all(
+        tuple(node.args[place]) == tuple(wanted) if len(node.args) > place else tuple(wanted) == (default,) * rank  # type: ignore[arg-type]
+        for place, wanted, default in settings
+    )
+
+
+def _drop_counters(graph: fx.Graph) -> None:
+    """Batch norms that run as modules count their batches themselves."""
+    run = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and str(node.target) == "aten.add_.Tensor" and not node.users:
+            first = node.args[0]
+            prefix, _, own = str(first.target if isinstance(first, fx.Node) else "").rpartition(".")
+            if own == "num_batches_tracked" and prefix in run:
+                graph.erase_node(node)
+
+
 def _is_impure(node: fx.Node) -> bool:
     if node.op != "call_function":
-        return node.op == "output"
+        return node.op in ("output", "call_module")
     schema = getattr(node.target, "_schema", None)
     key = schema.name if schema is not None else ""
     return bool(schema is not None and schema.is_mutable) or "batch_norm" in key

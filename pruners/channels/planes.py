@@ -109,42 +109,43 @@ class Scope:
         roots = np.unique(self.labels.find(ids))
         return int(((roots >= RESERVED) & (roots < self.first_buffer)).sum())
 
-    def tie(self, field_of_ids: Tensor) -> dict[int, Ids]:
+    def tie(self, places: Tensor, table: Ids) -> dict[int, Ids]:
         """Make a field of ids vary along one dim only, uniting along all others.
 
-        Kept is the dim whose first row holds most removable classes, on equality the last.
+        Kept is, among the dims along which the place varies, the one where classes differ; of several, the one whose
+        first row holds most removable classes, on equality the last.
 
         Args:
-            field_of_ids: integer tensor of the value's shape.
+            places: integer tensor of the value's shape that says which element of `table` stands where.
+            table: ids, one for every index that went into the operator.
 
         Returns:
-            The plane by its dim; empty when the field is constant (its ids are then frozen: nothing could carry them).
+            The plane by its dim; empty when the field has one place only (its id is then frozen: no dim could carry
+            it, unless the model was cut, where a dim of size 1 is all that was left).
         """
-        if field_of_ids.numel() == 0:
+        if places.numel() == 0:
             return {}
-        varying = _varying(field_of_ids)
+        varying = _varying(places)
         if not varying:
-            if self.lenient:
-                return {}
-            self.freeze(field_of_ids.flatten()[:1].numpy(), "position-bound operator")
+            if not self.lenient:
+                self.freeze(table[places.flatten()[:1].numpy()], "position-bound operator")
             return {}
-        for dim in range(field_of_ids.dim()):
+        for dim in range(places.dim()):
             if dim not in varying:
-                field_of_ids = field_of_ids.narrow(dim, 0, 1)
-        best = varying[0]
+                places = places.narrow(dim, 0, 1)
+        ids = torch.from_numpy(table[places.numpy()])
         if len(varying) > 1:
             # dims along which only tied ids differ are no choice any more
-            classes = torch.from_numpy(self.labels.find(np.ascontiguousarray(field_of_ids.numpy())))
+            classes = torch.from_numpy(self.labels.find(np.ascontiguousarray(ids.numpy())))
             varying = _varying(classes) or varying
-            best = varying[0]
+        best = varying[0]
         if len(varying) > 1:
-            counts = [self.removable(_first_row(field_of_ids, dim)) for dim in varying]
+            counts = [self.removable(_first_row(ids, dim)) for dim in varying]
             best = max(zip(counts, varying, strict=True))[1]
-        size = field_of_ids.shape[best]
-        rows: Ids = field_of_ids.movedim(best, 0).reshape(size, -1).numpy()  # (size, other positions)
+        rows: Ids = ids.movedim(best, 0).reshape(ids.shape[best], -1).numpy()  # (size, other positions)
         if rows.shape[1] > 1:
-            rows = np.unique(rows, axis=1)
-            self.unite(np.repeat(rows[:, 0], rows.shape[1] - 1), rows[:, 1:].reshape(-1))
+            others = np.unique(rows[:, 1:], axis=1)
+            self.unite(np.repeat(rows[:, 0], others.shape[1]), others.reshape(-1))
         return {best: np.ascontiguousarray(rows[:, 0])}
 
     def merge(self, found: Sequence[Mapping[int, Ids]]) -> dict[int, Ids]:
@@ -177,8 +178,17 @@ def _first_row(ids: Tensor, dim: int) -> Ids:
     return row
 
 
-def spread(shape: Sequence[int], dim: int, ids: Ids) -> Tensor:
-    """Return a plane as an integer tensor of the value's whole shape (expanded, not copied)."""
+def spread(shape: Sequence[int], dim: int, first: int = 0) -> Tensor:
+    """Number the indices of a dim from `first` on, as a tensor of the whole shape (expanded, not copied)."""
     view = [1] * len(shape)
     view[dim] = -1
-    return torch.from_numpy(ids).view(view).expand(tuple(shape))
+    return torch.arange(first, first + shape[dim]).view(view).expand(tuple(shape))
+
+
+def spread_all(values: Sequence[Value], vectors: Sequence[Ids], dim: int) -> tuple[list[Tensor], Ids]:
+    """Number the indices of one dim of several values one after the other; returns the fields and the ids' table."""
+    fields, first = [], 0
+    for value, ids in zip(values, vectors, strict=True):
+        fields.append(spread(value.shape, dim, first))
+        first += len(ids)
+    return fields, np.concatenate(vectors)

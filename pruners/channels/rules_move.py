@@ -16,7 +16,7 @@ from pruners.channels.calls import (
     zeros_index,
 )
 from pruners.channels.labels import Ids
-from pruners.channels.planes import Scope, Value, spread
+from pruners.channels.planes import Scope, Value, spread, spread_all
 
 
 def _move(scope: Scope, call: Call) -> Result:
@@ -28,7 +28,7 @@ def _move(scope: Scope, call: Call) -> Result:
 def _view(scope: Scope, call: Call) -> Result:
     """View and reshape: ids are spread without strides of their own, so both are run as a reshape."""
     value, size = call.value("self"), call.shapes[0]
-    found = [scope.tie(spread(value.shape, dim, ids).reshape(size)) for dim, ids in value.planes.items()]
+    found = [scope.tie(spread(value.shape, dim).reshape(size), ids) for dim, ids in value.planes.items()]
     return call.result([scope.merge(found)])
 
 
@@ -112,11 +112,11 @@ def _index(scope: Scope, call: Call) -> Result:
     where = [None if index is None else zeros_index(index.shape) for index in indices]
     found = []
     for dim, ids in planes.items():
-        output = torch.ops.aten.index.Tensor(spread(value.shape, dim, ids), where)
+        output = torch.ops.aten.index.Tensor(spread(value.shape, dim), where)
         if tuple(output.shape) != call.shapes[0]:  # a mask: how many it takes depends on the data
             scope.freeze(ids, "index that depends on the data")
             continue
-        found.append(scope.tie(output))
+        found.append(scope.tie(output, ids))
     return call.result([scope.merge(found)])
 
 
@@ -129,10 +129,10 @@ def _index_select(scope: Scope, call: Call) -> Result:
     found = []
     for other, ids in value.planes.items():
         if other != dim:
-            source = spread(value.shape, other, ids)
+            source = spread(value.shape, other)
             zeros = zeros_index(index.shape)
             select = torch.index_select if call.key == "aten::index_select" else torch.gather
-            found.append(scope.tie(select(source, dim, zeros)))
+            found.append(scope.tie(select(source, dim, zeros), ids))
     return call.result([scope.merge(found)])
 
 
@@ -151,8 +151,8 @@ def _cat(scope: Scope, call: Call) -> Result:
         if other == dim:
             found.append({dim: np.concatenate(vectors)})
             continue
-        fields = [spread(value.shape, other, ids) for value, ids in zip(values, vectors, strict=True)]
-        found.append(scope.tie(torch.cat(fields, dim)))
+        fields, table = spread_all(values, vectors, other)
+        found.append(scope.tie(torch.cat(fields, dim), table))
     return call.result([scope.merge(found)])
 
 
@@ -161,8 +161,8 @@ def _stack(scope: Scope, call: Call) -> Result:
     found = []
     for dim in sorted({key for value in values for key in value.planes}):
         vectors = [_plane(scope, value, dim) for value in values]
-        fields = [spread(value.shape, dim, ids) for value, ids in zip(values, vectors, strict=True)]
-        found.append(scope.tie(torch.stack(fields, int(call.args.get("dim") or 0))))
+        fields, table = spread_all(values, vectors, dim)
+        found.append(scope.tie(torch.stack(fields, int(call.args.get("dim") or 0)), table))
     return call.result([scope.merge(found)])
 
 
@@ -202,9 +202,10 @@ def _slice_scatter(scope: Scope, call: Call) -> Result:
     for other in sorted({*base.planes, *source.planes}):
         if base.shape[other] == 1:
             continue
-        below = spread(base.shape, other, _plane(scope, base, other))
-        above = spread(source.shape, other, _plane(scope, source, other))
-        found.append(scope.tie(torch.ops.aten.slice_scatter.default(below.clone(), above.clone(), **rest)))
+        vectors = [_plane(scope, base, other), _plane(scope, source, other)]
+        (below, above), table = spread_all((base, source), vectors, other)
+        field = torch.ops.aten.slice_scatter.default(below.clone(), above.clone(), **rest)
+        found.append(scope.tie(field, table))
     return call.result([scope.merge(found)])
 
 

@@ -1,0 +1,182 @@
+"""Channel pruning of ResNet-56 on CIFAR-10 in one shot: top-1 of every score at 1.2x, 1.5x, 2x fewer MACs, untrained.
+
+    python benchmarks/channels_oneshot.py --data DIR --checkpoints DIR [--images 10000] [--only magnitude fisher]
+
+DIR holds the CIFAR-10 trees train/ and test/. Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training
+images (no augmentation) for gradients and for re-estimated batch norms, scores on the dense model, exact MACs budget.
+`inner`: the 27 inner widths only, what Torch-Pruning 1.6.1 can cut; `all`: the residual streams too (tier 4: the widths
+of the zero padding are rewritten in the graph).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pruners.channels import (  # noqa: E402
+    Budget,
+    CostModel,
+    ScoreOptions,
+    SelectionOptions,
+    analyse,
+    fit,
+    mean_gradients,
+    mean_squared_gradients,
+    plan,
+    score,
+)
+
+RESULTS = ROOT / "benchmarks" / "results" / "channels_oneshot.json"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RATIOS = (1.2, 1.5, 2.0)
+RUNS = (
+    ("magnitude", None, "global"), ("fpgm", None, "global"), ("fisher", None, "global"), ("taylor", None, "global"),
+    ("l1", None, "global"), ("bn", None, "global"), ("lamp", None, "global"), ("magnitude", "none", "global"),
+    ("magnitude", None, "layer"), ("magnitude", None, "isomorphic"), ("taylor", "mean", "global"),
+    ("fisher", "mean", "global"),
+)  # fmt: skip
+INNER = ("conv1", "*.conv2", "linear")
+
+
+def read(root: Path, part: str, per_class: int) -> tuple[Tensor, Tensor]:
+    """The first images of each class, normalised."""
+    images, labels = [], []
+    for label, folder in enumerate(sorted(path for path in (root / part).iterdir() if path.is_dir())):
+        for path in sorted(folder.glob("*.webp"))[:per_class]:
+            images.append(np.asarray(Image.open(path).convert("RGB")))
+            labels.append(label)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return (pixels - mean) / std, torch.tensor(labels)
+
+
+def network(checkpoints: Path) -> nn.Module:
+    spec = importlib.util.spec_from_file_location("cifar_resnet", ROOT / "examples" / "cifar_resnet.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    state = torch.load(checkpoints / "cifar10-resnet56.th", map_location="cpu", weights_only=True)["state_dict"]
+    model: nn.Module = module.resnet56()
+    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+    return model.eval()
+
+
+def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        found = torch.cat([model(part).argmax(1) for part in images.split(250)])
+    return round(float((found == labels).float().mean()) * 100, 2)
+
+
+def reestimated(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy with batch norms averaged over 4 batches of 256 images."""
+    small = copy.deepcopy(model).eval()
+    norms = [layer for layer in small.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None
+    small.train()  # there is no dropout; a rewritten graph knows one mode for the whole model
+    with torch.no_grad():
+        for part in images.split(256):
+            small(part)
+    return small.eval()
+
+
+def gradients(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> dict[str, Tensor] | None:
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(net(batch[0]), batch[1])
+
+    def pairs(size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(list(zip(images.split(size), labels.split(size), strict=True)))
+
+    if name == "taylor":
+        return mean_gradients(model, pairs(128), loss)
+    return mean_squared_gradients(model, pairs(1), loss) if name == "fisher" else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--only", nargs="*", default=())
+    parser.add_argument("--widths", nargs="*", default=("all", "inner"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model = network(arguments.checkpoints)
+    test = read(arguments.data, "test", arguments.images // 10)
+    calibration = read(arguments.data, "train", 103)
+    order = torch.randperm(len(calibration[1]), generator=torch.Generator().manual_seed(0))[:1024]
+    calibration = (calibration[0][order], calibration[1][order])
+    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": {}}
+    document["images"], document["calibration_images"] = len(test[1]), len(calibration[1])
+    if "dense" not in document:
+        document["dense"] = top1(model, *test)
+    inputs = (calibration[0][:1],)
+    found = {"all": analyse(model, inputs), "inner": analyse(model, inputs, ignore=INNER[:1], only=("*.conv1",))}
+    known: dict[str, Any] = {}
+    for name, normalise, scope in RUNS:
+        if arguments.only and name not in arguments.only:
+            continue
+        for widths in arguments.widths:
+            for ratio in RATIOS:
+                label = "/".join([name, *([normalise] if normalise else []), *([scope] if scope != "global" else [])])
+                key = f"{label} {widths} {ratio}x"
+                if key in document["cells"]:
+                    continue
+                if name not in known:
+                    known[name] = gradients(model, name, *calibration)
+                document["cells"][key] = cell(
+                    model, found[widths], (name, normalise, scope), ratio, known[name], inputs, test, calibration[0]
+                )
+                print(key, document["cells"][key], flush=True)
+                RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def cell(
+    model: nn.Module,
+    groups: Any,
+    how: tuple[Any, ...],
+    ratio: float,
+    grads: Any,
+    inputs: Any,
+    test: Any,
+    images: Tensor,
+) -> dict[str, Any]:
+    begin = time.process_time()
+    budget = Budget(macs=int(CostModel(groups).macs / ratio))
+    options = ScoreOptions(how[0], how[1])
+
+    def choose(analysis: Any) -> Any:
+        return plan(analysis, score(model, analysis, options, gradients=grads), budget, SelectionOptions(how[2]))
+
+    fitted = fit(model, inputs, groups, choose, tiers=(1, 4))
+    chosen = time.process_time() - begin
+    return {
+        "top1": top1(fitted.model, *test),
+        "top1_bn": top1(reestimated(fitted.model, images), *test),
+        "macs": fitted.plan.macs_after,
+        "params": fitted.plan.params_after,
+        "tier": fitted.plan.tier,
+        "plan_cpu_s": round(chosen, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
