@@ -35,9 +35,7 @@ Array = NDArray[Any]
 __all__ = ["TIERS", "PackResult", "PackedTensor", "folded", "pack", "tier_code", "unpack"]
 
 LEAST_OPSET = 13
-LOAD_MEMORY = (
-    4.5  # peak of ONNX Runtime 1.32 over a 411 MB layer's size (dense: 2.0): it keeps and copies intermediates
-)
+LOAD_MEMORY = 4.5  # peak of ONNX Runtime 1.32 over the size of a 411 MB layer (dense: 2.0): it keeps intermediates
 MARK = "compress.weights"  # metadata key that names the tier of a packed file
 TIERS = ("packed", *(f"packed-{code}" for code in ("fp16", *VALUE_CODES[2:])))
 

@@ -60,8 +60,8 @@ def tolerance(weights: str) -> float:
     """Largest accepted relative root mean square output error of a form; 0 means equal in every bit.
 
     Twice and more of what was measured (benchmarks/results): fp16 0.2 %; 8-bit uniform codes 3 %, twice that for each
-    bit less; 4-bit codebooks 30 %, likewise; int8 20 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
-    their size with 4-bit codebooks, its accuracy by less than half a point: the limit catches broken files, and only
+    bit less; 4-bit codebooks 30 %, likewise; int8 30 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
+    their size with 4-bit codebooks and with int8, its accuracy by less than half a point: the limit catches broken files, and only
     an evaluation on data tells the accuracy.
     """
     if weights in ("dense", "packed"):
@@ -69,7 +69,7 @@ def tolerance(weights: str) -> float:
     if weights == "packed-fp16":
         return 2e-3
     if weights == "int8":
-        return 0.2
+        return 0.3
     code = weights.removeprefix("packed-")
     if code == "cb":
         return 0.3
