@@ -126,18 +126,22 @@ def loads(paths: dict[str, Path], repeat: int) -> dict[str, dict[str, float]]:
 
 def load(path: Path) -> dict[str, float]:
     """Open `path` in this process: seconds, and peak resident bytes over those before."""
-    import resource
-
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = _status("VmRSS")
     begin = time.perf_counter()
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     seconds = time.perf_counter() - begin
-    return {"load_s": seconds, "load_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before}
+    return {"load_s": seconds, "load_peak_bytes": _status("VmHWM") - before}
+
+
+def _status(key: str) -> int:
+    """Bytes of a line of /proc/self/status (the peak there, unlike getrusage's, is not the parent process's)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
 def processor() -> str:

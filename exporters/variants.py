@@ -61,8 +61,8 @@ def tolerance(weights: str) -> float:
 
     Twice and more of what was measured (benchmarks/results): fp16 0.2 %; 8-bit uniform codes 3 %, twice that for each
     bit less; 4-bit codebooks 30 %, likewise; int8 30 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
-    their size with 4-bit codebooks and with int8, its accuracy by less than half a point: the limit catches broken files, and only
-    an evaluation on data tells the accuracy.
+    their size with 4-bit codebooks and with int8, its accuracy by less than half a point: the limit catches broken
+    files, and only an evaluation on data tells the accuracy.
     """
     if weights in ("dense", "packed"):
         return 0.0
