@@ -36,6 +36,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._log: IO[str] | None = None
         self._replaced: list[Path] = []
+        self.wrote = False
         self.state: dict[str, Any] = {"stages": {}}
 
     def __enter__(self) -> RunFolder:
@@ -121,6 +122,7 @@ class RunFolder:
         path = self.file(name)
         with atomic_path(path) as temporary:
             Path(temporary).write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")
+        self.wrote = True
         return path
 
     def stage(self, name: str) -> Any:

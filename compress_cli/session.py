@@ -125,7 +125,7 @@ def open_session(
         finally:
             out.attach_log(None)
             folder.close()
-            _remove_if_empty(path, existed=existed)
+            _remove_if_empty(path, existed=existed, wrote=folder.wrote)
 
 
 def _keep_the_checkpoint(config: RunConfig, folder: Path) -> None:
@@ -174,9 +174,9 @@ def _resume_command(path: Path) -> str:
     return "continue with: " + shlex.join(["compress", *words, *([] if given else ["-o", str(path)]), "--resume"])
 
 
-def _remove_if_empty(path: Path, *, existed: bool) -> None:
+def _remove_if_empty(path: Path, *, existed: bool, wrote: bool) -> None:
     """A run that failed before its first artifact leaves no folder behind (its log was only the error)."""
-    if _has_artifacts(path):
+    if _has_artifacts(path) or (existed and not wrote):
         return
     for name in ("config.json", "log.txt", ".lock"):
         (path / name).unlink(missing_ok=True)

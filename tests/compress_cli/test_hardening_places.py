@@ -106,6 +106,14 @@ def test_a_mistake_with_overwrite_does_not_cost_the_old_run(runner: Runner, file
     assert {name: (runner.out / name).read_bytes() for name in before} == before
 
 
+def test_a_strangers_config_file_survives_a_run_that_fails(runner: Runner, file: Path, tmp_path: Path) -> None:
+    runner.out.mkdir()
+    (runner.out / "config.json").write_text('{"mine": 1}', encoding="utf-8")
+    assert runner.prune(file, *HALF).code == 2
+    assert runner.prune(tmp_path / "no-such.pt", *HALF, "--overwrite").code == 3
+    assert (runner.out / "config.json").read_text(encoding="utf-8") == '{"mine": 1}'
+
+
 def test_a_run_does_not_replace_the_checkpoint_that_it_reads(runner: Runner, file: Path) -> None:
     runner.prune(file, *HALF)
     before = (runner.out / "model.pt").read_bytes()
