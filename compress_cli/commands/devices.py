@@ -52,9 +52,10 @@ def devices(words: Words = None, all: All = False, json: o.Json = False) -> int:
 def _render(document: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("device (use as mobile:NAME)", "cores", "GHz", "threads", "typical error", "1 in 10 above"):
-        table.add_column(column, overflow="fold", justify="left" if column.startswith(("device", "cores")) else "right")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("device", overflow="fold")
+    for column in ("cores", "GHz", "threads", "error", "1 in 10"):
+        table.add_column(column, no_wrap=True, justify="right")
     for name in dict.fromkeys(row["device"] for row in document["devices"]):
         rows = [row for row in document["devices"] if row["device"] == name]
         threads = ", ".join(str(row["threads"]) for row in rows)
@@ -63,4 +64,7 @@ def _render(document: dict[str, Any], console: Console) -> None:
     console.print(table)
     if document["hidden"]:
         console.print(f"{document['hidden']} runs that the model does not follow well are hidden: --all", markup=False)
+    console.print(
+        "Use as --target mobile:NAME; some words of the name are enough. error: median, and exceeded by 1 in 10."
+    )
     console.print(f"Source: {document['source']}", markup=False)
