@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from compress_cli.recovery import RecoveryRecord, recover
+from compress_cli.recovery.channel_prices import channel_prices
 from examples import cifar_resnet
 from profilers.machine import describe
 from pruners import channels, magnitude
@@ -107,7 +108,8 @@ def rows(net: nn.Module, data: Data) -> Rows:
     for sparsity in SPARSITIES:
         yield f"price {sparsity}", lambda s=sparsity: by_price(net, data, s)
     for speedup in SPEEDUPS:
-        yield f"channels {speedup}x", lambda x=speedup: by_channels(net, data, x)
+        yield f"channels {speedup}x", lambda x=speedup: by_channels(net, data, x, priced=False)
+        yield f"channels by price {speedup}x", lambda x=speedup: by_channels(net, data, x, priced=True)
     for count in COUNTS:
         yield f"magnitude 0.8, {count} images", lambda n=count: by_magnitude(net, data, "0.8", n)
 
@@ -128,15 +130,18 @@ def by_price(net: nn.Module, data: Data, sparsity: str) -> dict[str, Any]:
     return recovered(data, small, lambda x: recover(net, small, [x], zeros=zeros), 1000)
 
 
-def by_channels(net: nn.Module, data: Data, speedup: float) -> dict[str, Any]:
-    """Channels by magnitude of the whole group at a MACs budget, then recovery."""
+def by_channels(net: nn.Module, data: Data, speedup: float, *, priced: bool) -> dict[str, Any]:
+    """Channels by magnitude of the whole group, or by price, at a MACs budget, then recovery."""
     example = data.training(2)[:1]
     groups = channels.analyse(net, (example,))
     dense = channels.CostModel(groups).macs
     budget = channels.Budget(macs=int(dense / speedup))
-    fitted = channels.fit(
-        net, (example,), groups, lambda found: channels.plan(found, channels.score(net, found), budget)
-    )
+
+    def choose(found: channels.Groups) -> channels.ChannelsPlan:
+        scores = channel_prices(net, [data.training(1000)], found) if priced else channels.score(net, found)
+        return channels.plan(found, scores, budget)
+
+    fitted = channels.fit(net, (example,), groups, choose)
     small, plan = fitted.model, fitted.plan
     sizes = {"macs": plan.macs_after, "speedup": round(plan.macs_before / plan.macs_after, 4)}
     found = recovered(data, small, lambda x: recover(net, small, [x], correspondence=plan), 1000)

@@ -8,6 +8,7 @@ zeros between its pixels and a flipped kernel, so it has the same form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -41,6 +42,11 @@ class Geometry:
     def channel_axis(self) -> int:
         """The axis of the channels in input and output."""
         return -1 if self.kind == "linear" else -1 - len(self.kernel)
+
+    @property
+    def area(self) -> int:
+        """Columns of one input channel."""
+        return prod(self.kernel)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Bring a weight into the form (groups, columns, outputs per group); the inverse of `weight`."""

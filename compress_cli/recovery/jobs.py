@@ -125,7 +125,7 @@ def _job(
     kept = correspondence.kept(theirs[0].weight, 1 if theirs[0].geometry.kind == "transposed" else 0)
     _check_outputs(theirs[0], ours[0], kept)
     indices = None if kept is None else torch.as_tensor(list(kept), dtype=torch.int64)
-    return Job(ours[0].weight, tuple(uses), _offset(compressed, ours), indices)
+    return Job(ours[0].weight, tuple(uses), output_offset(compressed, ours), indices)
 
 
 def _check_outputs(their: Call, our: Call, kept: Sequence[int] | None) -> None:
@@ -139,7 +139,7 @@ def _check_outputs(their: Call, our: Call, kept: Sequence[int] | None) -> None:
         raise DoNotMatch(f"{our.weight}: the kept output channels are not among the original's {before}")
 
 
-def _offset(compressed: Traced, calls: Sequence[Call]) -> Offset | None:
+def output_offset(compressed: Traced, calls: Sequence[Call]) -> Offset | None:
     """Where a constant can go: the bias all calls share, or the mean of the one norm that follows the one call."""
     biases = {call.bias for call in calls}
     if biases != {None}:

@@ -154,36 +154,55 @@ def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
         ridge = max(ridge * 10, JITTER)
 
 
-def removal_costs(equations: NormalEquations, weights: Tensor, support: Tensor, ridge: float) -> Tensor:
-    """Return what removing each weight adds to the squared error once the others of its output have made up for it.
+def solve_and_price(equations: NormalEquations, old: Tensor, support: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return the solved weights, and what removing each of them adds to the squared error after compensation.
 
-    The optimal brain surgeon's w_i^2 / [G_S^-1]_ii (Hassibi and Stork 1993), on each output's own support S.
+    The price is the optimal brain surgeon's w_i^2 / [G_S^-1]_ii (Hassibi and Stork 1993), on each output's support S.
 
     Args:
-        equations: of the rows that were fitted.
-        weights, support: (groups, columns, outputs).
+        equations: of the rows that were fitted, for the old weights.
+        old, support: (groups, columns, outputs).
         ridge: relative to the diagonal of the Gram matrix.
 
     Returns:
-        (groups, columns, outputs), summed over rows; 0 outside the support.
+        Weights and prices (summed over rows), both (groups, columns, outputs); prices are 0 outside the support.
     """
     diagonal = equations.gram.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
     gram = equations.gram * scale.unsqueeze(2) * scale.unsqueeze(1)
-    inverse = torch.stack([_masked_inverse_diagonal(g, s, ridge + JITTER) for g, s in zip(gram, support, strict=True)])
-    return torch.where(support, weights.square() / (scale.square().unsqueeze(2) * inverse), 0.0)
+    right = equations.cross * scale.unsqueeze(2)
+    parts = [_solve_and_invert(*each, ridge + JITTER) for each in zip(gram, right, support, strict=True)]
+    solved = old + torch.stack([change for change, _ in parts]) * scale.unsqueeze(2)
+    inverse = torch.stack([diagonal for _, diagonal in parts])
+    prices = solved.square() / (scale.square().unsqueeze(2) * inverse)
+    return solved, torch.where(support, prices, 0.0)
 
 
-def _masked_inverse_diagonal(gram: Tensor, support: Tensor, ridge: float) -> Tensor:
-    """Diagonal of (gram + ridge I)^-1 on the support of each output: (columns, outputs), 1 outside."""
+def _solve_and_invert(gram: Tensor, right: Tensor, support: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return (gram + ridge I)^-1 right and the diagonal of the inverse, on the support of each output.
+
+    Both are (columns, outputs); outside the support they are 0 and 1.
+    """
     if bool(support.all()):  # one system for all outputs
-        eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-        diagonal: Tensor = torch.linalg.inv(gram + ridge * eye).diagonal()
-        return diagonal.unsqueeze(1).expand(support.shape)
-    found = torch.ones_like(support, dtype=gram.dtype)
+        inverse = _inverse(gram.unsqueeze(0), ridge)[0]
+        return inverse @ right, inverse.diagonal().unsqueeze(1).expand(right.shape)
+    change, diagonal = torch.zeros_like(right), torch.ones_like(right)
     for taken, places, real, block in _blocks_of(gram, support):
-        block.diagonal(dim1=1, dim2=2).add_(ridge)
-        diagonal = torch.linalg.inv(block).diagonal(dim1=1, dim2=2)
-        values = torch.where(real, diagonal, 1.0)
-        found[:, taken] = torch.ones_like(found[:, taken]).T.scatter(1, places, values).T
-    return found
+        inverse = _inverse(block, ridge)
+        values = right[:, taken].T.gather(1, places) * real
+        found = (inverse @ values.unsqueeze(2)).squeeze(2) * real
+        change[:, taken] = torch.zeros_like(right[:, taken]).T.scatter(1, places, found).T
+        entries = torch.where(real, inverse.diagonal(dim1=1, dim2=2), 1.0)
+        diagonal[:, taken] = torch.ones_like(right[:, taken]).T.scatter(1, places, entries).T
+    return change, diagonal
+
+
+def _inverse(gram: Tensor, ridge: float) -> Tensor:
+    """Inverses of symmetric systems, with a larger ridge where they are numerically singular."""
+    while True:
+        system = gram.clone()
+        system.diagonal(dim1=1, dim2=2).add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not bool(failed.any()):
+            return torch.cholesky_inverse(factor)
+        ridge = max(ridge * 10, JITTER)

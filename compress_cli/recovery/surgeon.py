@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress_cli.recovery.normal import NormalEquations, removal_costs, ridge_changes
+from compress_cli.recovery.normal import NormalEquations, solve_and_price
 
 STEPS = 6
 RIDGE = 1e-3
@@ -40,9 +40,7 @@ def choose_support(
             break
         left = end if step == STEPS else round(start * (end / start) ** (step / STEPS))
         gone = torch.where(found, 0.0, -weights)
-        shifted = equations.shifted(gone)
-        solved = weights + gone + ridge_changes(shifted, found, (RIDGE,))[0]
-        prices = removal_costs(shifted, solved, found, RIDGE)
+        _, prices = solve_and_price(equations.shifted(gone), weights + gone, found, RIDGE)
         if feeling is not None:
             prices = prices * feeling.unsqueeze(1)
         order = torch.where(found, prices, torch.inf).flatten().argsort(stable=True)

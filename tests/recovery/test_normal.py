@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress_cli.recovery.normal import NormalEquations, removal_costs, ridge_changes
+from compress_cli.recovery.normal import NormalEquations, ridge_changes, solve_and_price
 
 
 def problem(outputs: int = 4, columns: int = 6, rows: int = 200) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,8 @@ def test_removal_costs_are_what_solving_without_the_weight_adds() -> None:
     support[0, 2, 1] = False
     sums = gathered(patches, targets)
     (best,) = ridge_changes(sums, support, (0.0,))
-    costs = removal_costs(sums, best, support, 0.0)
+    solved, costs = solve_and_price(sums, torch.zeros_like(best), support, 0.0)
+    torch.testing.assert_close(solved, best)
     assert costs[0, 2, 1] == 0
     for column, output in ((0, 0), (3, 1), (5, 3)):
         fewer = support.clone()

@@ -1,0 +1,163 @@
+"""What the removal of channels costs after compensation: scores for `pruners.channels`, from unlabelled images.
+
+Removing the columns B of a layer's input, when the other columns make up for it, adds w_B' ([G^-1]_BB)^-1 w_B to the
+squared error of each output (Hassibi and Stork 1993, for blocks). Each group is emptied greedily, the cheapest unit
+first, with weights and inverse brought up to date after each, so that a unit's price is what it adds to those already
+gone; all layers that read the group's channels count. Prices are weighted by how much the network's outputs feel each
+layer's output, and divided by the MACs that the unit saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compress_cli.recovery.images import arrange
+from compress_cli.recovery.jobs import output_offset
+from compress_cli.recovery.normal import NormalEquations
+from compress_cli.recovery.routine import SENSITIVE_IMAGES, RecoveryOptions
+from compress_cli.recovery.sensitivity import sensitivities
+from compress_cli.recovery.stream import Stream
+from compress_cli.recovery.trace import Call, Traced, trace
+from pruners.channels import CostModel, Group, Groups
+
+RIDGE = 1e-3
+"""Relative to the diagonal of the Gram matrix."""
+ROWS = 20_000
+
+
+@dataclass(slots=True)
+class Reader:
+    """One layer that reads channels of a group.
+
+    Attributes:
+        inverse: (columns, columns), of the Gram matrix per row, with its ridge.
+        weights: (columns, outputs).
+        feeling: (outputs,).
+        area: columns of one input channel.
+    """
+
+    inverse: Tensor
+    weights: Tensor
+    feeling: Tensor
+    area: int
+
+    def columns(self, channels: NDArray[np.int64]) -> Tensor:
+        """Columns (units, positions * area) of channels (units, positions)."""
+        first = torch.as_tensor(channels, device=self.weights.device) * self.area
+        spread = first.unsqueeze(2) + torch.arange(self.area, device=first.device)
+        return spread.flatten(1)
+
+    def prices(self, columns: Tensor) -> Tensor:
+        """What removing each unit's columns (units, size) adds: (units,)."""
+        block = self.inverse[columns.unsqueeze(2), columns.unsqueeze(1)]
+        own = self.weights[columns]  # (units, size, outputs)
+        solved: Tensor = torch.linalg.solve(block, own)
+        return (own * solved * self.feeling).sum((1, 2))
+
+    def remove_(self, columns: Tensor) -> None:
+        """Remove columns (size,) and let the others make up for them."""
+        side = self.inverse[:, columns]
+        share = torch.linalg.solve(side[columns], torch.cat([self.weights[columns], side.T], 1))
+        outputs = self.weights.shape[1]
+        self.weights = self.weights - side @ share[:, :outputs]
+        self.inverse = self.inverse - side @ share[:, outputs:]
+        self.weights[columns] = 0.0
+        self.inverse[columns] = 0.0
+        self.inverse[:, columns] = 0.0
+
+
+def channel_prices(
+    dense: nn.Module,
+    batches: Sequence[Tensor | Sequence[Tensor]],
+    groups: Groups,
+    *,
+    seed: int = 0,
+    options: RecoveryOptions | None = None,
+) -> list[NDArray[np.float64]]:
+    """Score every unit of every group; higher is more important. See the module.
+
+    Args:
+        dense: the network that was analysed; not changed.
+        batches: unlabelled images.
+        groups: from `pruners.channels.analyse`.
+        seed, options: as in `recover`.
+
+    Raises:
+        NoImages, CannotTrace: as in `recover`.
+    """
+    options = options or RecoveryOptions()
+    images = arrange(batches, options.batch_size, options.holdout, seed)
+    device = next(dense.parameters()).device
+    parts = [tuple(part.to(device) for part in batch) for batch in images.batches[: images.fitted]]
+    traced = trace(dense, parts[0], "original")
+    feelings = sensitivities(traced, parts[: max(SENSITIVE_IMAGES // images.size, 1)], seed)
+    stream = Stream(traced, parts, options.memory, device)
+    generator = torch.Generator().manual_seed(seed)
+    calls = [call for call in traced.calls() if call.geometry.groups == 1 and call.weight in feelings]
+    read = {member.tensor for group in groups.groups for member in group.members}
+    readers: dict[str, Reader] = {}
+    wanted = [call for call in calls if call.weight in read]
+    for place, call in enumerate(wanted):
+        stream.settle({later.node for later in wanted[place:]})
+        if call.weight not in readers:
+            readers[call.weight] = _reader(traced, stream, call, feelings[call.weight], options, generator)
+    cost = CostModel(groups)
+    found = []
+    for place, group in enumerate(groups.groups):
+        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(group.units)]
+        found.append(_prices(group, traced, readers) / np.asarray(saved, dtype=np.float64))
+    return found
+
+
+@torch.no_grad()
+def _reader(
+    traced: Traced, stream: Stream, call: Call, feeling: Tensor, options: RecoveryOptions, generator: torch.Generator
+) -> Reader:
+    matrix = call.geometry.matrix(traced.tensors()[call.weight].detach().double())[0]
+    constant = output_offset(traced, [call]) is not None
+    columns = matrix.shape[0] + constant
+    sums = NormalEquations.empty(1, columns, 0, matrix.device)
+    limit = -(-max(options.rows_per_unknown * columns, ROWS) // len(stream))
+    for index in range(len(stream)):
+        windows = call.geometry.windows(stream.values(index, [call.input])[call.input])
+        places = call.geometry.places(windows).numel()
+        chosen = None
+        if places > limit:
+            chosen = torch.randperm(places, generator=generator)[:limit].sort().values.to(windows.device)
+        patches = call.geometry.rows(windows, chosen)
+        if constant:
+            patches = torch.cat([patches, patches.new_ones(*patches.shape[:2], 1)], 2)
+        sums.add(patches, patches[:, :, :0])
+    gram = sums.gram[0] / max(sums.rows, 1)
+    gram.diagonal().add_(RIDGE * gram.diagonal() + 1e-9 * gram.diagonal().mean().clamp(min=1e-30))
+    if constant:
+        matrix = torch.cat([matrix, matrix.new_zeros(1, matrix.shape[1])])
+    area = call.geometry.area
+    return Reader(torch.linalg.inv(gram), matrix, feeling.reshape(-1).to(matrix), area)
+
+
+def _prices(group: Group, traced: Traced, readers: dict[str, Reader]) -> NDArray[np.float64]:
+    """Empty one group greedily: price of each unit at its turn, never below an earlier one's."""
+    dims = {call.weight: 0 if call.geometry.kind == "transposed" else 1 for call in traced.calls()}
+    reading = [
+        (readers[member.tensor], readers[member.tensor].columns(member.index))
+        for member in group.members
+        if member.tensor in readers and member.dim == dims[member.tensor]
+    ]
+    prices = np.zeros(group.units)
+    alive, highest = list(range(group.units)), 0.0
+    while alive:
+        now = sum((reader.prices(columns[alive]) for reader, columns in reading), torch.zeros(len(alive)).double())
+        cheapest = int(now.argmin())
+        highest = max(highest, float(now[cheapest]))
+        unit = alive.pop(cheapest)
+        prices[unit] = highest
+        for reader, columns in reading:
+            reader.remove_(columns[unit])
+    return prices
