@@ -20,8 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from packing_models import FLOOR, NAMES, SPARSITY, pruned
-
 TIERS = ("packed", "packed-fp16", "packed-q8", "packed-q6", "packed-cb6", "packed-cb4", "packed-cb3")
 LATENCY = ("packed", "packed-q8", "packed-cb4")
 LIMITS = {
@@ -30,6 +28,7 @@ LIMITS = {
     "mobilenet_v2": {"packed": 1.85, "packed-fp16": 1.07, "packed-q8": 0.72, "packed-cb4": 0.5},
 }
 """MB that each form may take at most (issue 6)."""
+NAMES = tuple(LIMITS)
 
 
 def main() -> None:
@@ -45,6 +44,8 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(load(arguments.child)))
         return
+    from packing_models import FLOOR, SPARSITY  # torch: not in the child
+
     document: dict[str, Any] = {
         "what": "ONNX files of networks with 90 % zeros by form of their weights",
         "sparsity": SPARSITY,
@@ -60,6 +61,8 @@ def main() -> None:
 
 
 def network(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    from packing_models import pruned
+
     from exporters.packing import pack
     from profilers.size import file_size
 
