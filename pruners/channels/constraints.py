@@ -43,10 +43,12 @@ def constrained(
         SurgeryFailed: nothing is left to constrain.
     """
     labels = state.groups.labels.copy()
-    lines = failing_lines(model, state.plan, inputs, state.groups)
-    found = list(_constrain(state.groups, labels, lines)) if lines else []
+    found = list(_tie_chunks(state.groups, labels))
     if not found:
-        found = list(_constrain(state.groups, labels, None))
+        lines = failing_lines(model, state.plan, inputs, state.groups)
+        found = list(_freeze_sizes(state.groups, labels, lines)) if lines else []
+        found = found or list(_freeze_sizes(state.groups, labels, None))
+        found = found or list(_freeze_sizes(state.groups, labels, lines, everything=True))
     if not found:
         raise SurgeryFailed(3, "no size in the code explains the failure")
     groups = replace(state.groups, labels=labels, groups=find_groups(state.groups.atoms, labels))
@@ -75,19 +77,30 @@ def run_error(model: nn.Module, inputs: Sequence[Any], mode: Mode = "eval") -> E
     return None
 
 
-def _constrain(groups: Groups, labels: Labels, lines: set[tuple[str, int]] | None) -> Iterator[str]:
-    """Freeze at sites on these lines (None: at all sites); yields what was done."""
+def _tie_chunks(groups: Groups, labels: Labels) -> Iterator[str]:
+    """Equal parts of one tensor lose the same channels; yields what was done."""
+    for trace in groups.traces:
+        for call in trace.calls.values():
+            key = call.key.removeprefix("aten::")
+            if key in ("split", "chunk", "unsafe_chunk", "split_with_sizes") and _tie_parts(groups, labels, call):
+                yield f"parts of {key} lose the same channels ({source_line(call.node)})"
+
+
+def _freeze_sizes(
+    groups: Groups, labels: Labels, lines: set[tuple[str, int]] | None, *, everything: bool = False
+) -> Iterator[str]:
+    """Freeze what operators on these lines (None: on all) write down as numbers; yields what was done.
+
+    Args:
+        everything: freeze all channels of any operator on these lines.
+    """
     for trace in groups.traces:
         for name, call in trace.calls.items():
             frames = frames_of(call.node.meta.get("stack_trace") or "")
             if lines is not None and not (frames and set(frames[-1:]) & lines):
                 continue
-            key = call.key.removeprefix("aten::")
-            source = source_line(call.node)
-            if key in ("split", "chunk", "unsafe_chunk", "split_with_sizes") and _tie_parts(groups, labels, call):
-                yield f"parts of {key} lose the same channels ({source})"
-                continue
-            ids = list(_bound_ids(key, call, trace.values[name], lines is not None))
+            key, source = call.key.removeprefix("aten::"), source_line(call.node)
+            ids = list(_bound_ids(key, call, trace.values[name], everything))
             free = [vector for vector in ids if bool((labels.find(vector) >= RESERVED).any())]
             for vector in free:
                 labels.freeze(vector, Reason("size in the code", key, source))
