@@ -167,12 +167,14 @@ class Trainer:
         step = self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(step, self.steps)
-        torch.manual_seed(mix(self.recipe.seed, step, 3, distributed.rank()))
         self.sparsifier.before_forward_(step)
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(self.recipe.accumulate):
             with self.numerics.last_part(self.network, part == self.recipe.accumulate - 1):
-                self._recent += self._backward(next(batches))
+                batch = next(batches)
+                # after the batch was read: reading without worker processes draws from the same generator
+                torch.manual_seed(mix(self.recipe.seed, step, 3, part, distributed.rank()))
+                self._recent += self._backward(batch)
         if (step + 1) % self.numerics.look_every == 0:
             self._look()
         self.sparsifier.after_backward_()

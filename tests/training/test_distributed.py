@@ -68,7 +68,7 @@ def test_two_processes_equal_one_with_the_same_images_a_step(open_run: Callable[
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(180)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0, 0]
     alone, first, second = (torch.load(tmp_path / name) for name in ("alone.pt", "0.pt", "1.pt"))
     assert (alone["processes"], first["processes"], first["batch"]) == (1, 2, alone["batch"])
