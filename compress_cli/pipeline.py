@@ -26,6 +26,7 @@ from compress_cli.reporting import Facts, assemble
 from compress_cli.scores import Scores
 from compress_cli.session import Session, Shared, open_session
 from compress_cli.shipping import OnnxNetwork, Shipment, can_ship, export_original, ship, working_files
+from compress_cli.training.distributed import from_first
 from compress_cli.translate import counting_errors
 from compress_cli.weight_forms import EXACT
 from compress_cli.weight_names import file_names, stored_tensors
@@ -138,7 +139,7 @@ def _run(job: Job) -> RunReport:
         original = shared.once("original onnx", lambda: export_original(session, loaded))
 
     with session.stage("plan", "Planning"):
-        plan = method.plan(session, loaded, job.quality)
+        plan = from_first(method.plan(session, loaded, job.quality))
     for warning in method.warnings(plan):
         session.warn(warning)
     session.folder.write_json("plan.json", plan.to_dict())
@@ -212,11 +213,16 @@ def _improve(
 
 
 def _recover(job: Job, quality: Quality, module: nn.Module, plan: Any, teacher: nn.Module) -> dict[str, Any]:
+    from compress_cli.recovering import recovery_errors
     from compress_cli.recovery import recover
 
     session = job.session
     batches = list(quality.calibration())
-    with session.stage("recover", "Recovering in closed form"), session.out.progress("Recovering") as bar:
+    with (
+        recovery_errors(),
+        session.stage("recover", "Recovering in closed form"),
+        session.out.progress("Recovering") as bar,
+    ):
         record = recover(
             teacher,
             module,

@@ -140,7 +140,9 @@ def _keep_the_checkpoint(config: RunConfig, folder: Path) -> None:
 
 def _default_folder(config: RunConfig, *, fresh: bool) -> Path:
     stem = Path(config.checkpoint).name.split(".")[0] or "model"
-    wanted = Path("runs") / f"{stem}-{config.method}-{(config.sparsity or '').replace('%', 'pct')}"
+    asked = config.sparsity or config.max_params or config.max_flops or config.max_size or config.max_latency or ""
+    budget = asked.replace("%", "pct").replace("=", "-").replace("/", "-")
+    wanted = Path("runs") / "-".join(filter(None, (stem, config.method, budget)))
     return free_folder(wanted) if fresh else wanted
 
 
