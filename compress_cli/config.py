@@ -147,6 +147,11 @@ def _check(config: RunConfig) -> None:
         raise UsageError(f"--lr {config.lr} is not a learning rate", "pass a positive number such as --lr 0.02")
     if config.data and config.task:
         raise UsageError("--data and --task were both given", "a task file brings its own data: drop --data")
+    if config.method != "pagcp":
+        for name in ("max_loss_rise", "reference", "rounds"):
+            if getattr(config, name):
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag} is for --method pagcp", f"add --method pagcp, or drop {flag}")
     if config.recipe:
         from compress_cli.training.words import parse_recipe
 

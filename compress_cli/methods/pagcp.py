@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SMALLEST_BATCH = 32
 """Images that a batch must have for its own statistics to stand for the data's."""
+SCORES = {"magnitude": None, "fisher": "fisher", "l1": "l1"}
+"""`--score` (its default means: the search's own) -> the library's name."""
 ROUNDS = 20
 """Sweeps at most on the way to a cost limit."""
 
@@ -50,8 +52,12 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """The channels plan's document, with its proofs, and the search under `pagcp`."""
+        from compress_cli.rundir import finite
+
         proofs = self.fitted.proof.to_dict()
-        return {**self.found.plan.to_dict(), "proofs": proofs, "pagcp": self.found.record.to_dict()}
+        document = {**self.found.plan.to_dict(), "proofs": proofs, "pagcp": self.found.record.to_dict()}
+        written: dict[str, Any] = finite(document)  # a diverged candidate has an infinite loss
+        return written
 
     def explain(self) -> str:
         """The plan, the sensitivity table and the check as lines of text."""
@@ -82,6 +88,12 @@ class Pagcp(Channels):
             raise UsageError("--calib-samples below 2 leaves nothing to judge by", "pass --calib-samples 1024")
         if config.rounds is not None and config.search == "path" and not config.reference:
             raise UsageError("--rounds is for --search sweep", "add --search sweep, or drop --rounds")
+        if config.score not in SCORES:
+            raise UsageError(f"--score {config.score} is for other methods", "pagcp takes --score fisher or l1")
+        if config.scope != "global":
+            raise UsageError(f"--scope {config.scope} is for other methods", "drop --scope: pagcp ranks globally")
+        if config.reference and config.score == "fisher":
+            raise UsageError("--reference ranks by l1", "drop --score, or use --search sweep --score fisher")
         parse_rises(config.max_loss_rise)
 
     def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Any:
@@ -208,6 +220,7 @@ def _options(
     values: dict[str, Any] = {
         "max_rise": {task: rise for task, rise in rises.items() if rise is not None},
         "batch_statistics": batch_statistics,
+        "score": SCORES[config.score],
         "min_channels": config.min_channels,
         "round_to": config.round_to,
     }
@@ -218,7 +231,7 @@ def _options(
         values |= {"search": "sweep", "rounds": config.rounds or (ROUNDS if limit is not None else 1)}
     with channel_errors():
         if config.reference:
-            return reference(**{**values, "batch_statistics": False})
+            return reference(**{**values, "batch_statistics": False, "score": "l1"})
         return PagcpOptions(**values)
 
 

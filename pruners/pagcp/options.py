@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil, isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 from pruners.channels.errors import BadChannelOptions
 
@@ -59,6 +59,13 @@ class PagcpOptions:
         for task, rise in self.max_rise.items():
             if not (rise >= 0 and isfinite(rise)):
                 raise BadChannelOptions(f"the loss rise of {task!r} must be 0 or more, not {rise}")
+        for field_name, given, known in (
+            ("search", self.search, get_args(Search)),
+            ("quantity", self.quantity, get_args(Quantity)),
+            ("score", self.score, (None, *get_args(ScoreName))),
+        ):
+            if given not in known:
+                raise BadChannelOptions(f"{field_name} {given!r} is unknown; known: {', '.join(filter(None, known))}")
         if not self.max_rise and self.target is None:
             raise BadChannelOptions("neither a bound on the tasks' losses nor a cost target is given")
         for name, value, least in (

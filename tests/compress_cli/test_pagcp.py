@@ -201,6 +201,9 @@ def test_without_labels_the_outputs_are_the_tasks(tmp_path: Path, capsys: pytest
         (["--max-loss-rise", "kind:3%"], "seg=3%,depth=5%"),
         (["--max-loss-rise", "kid=3%"], "the tasks are kind, map"),
         (["--max-flops", "50%", "--rounds", "3"], "--search sweep"),
+        (["--max-flops", "50%", "--score", "taylor"], "fisher or l1"),
+        (["--max-flops", "50%", "--scope", "layer"], "pagcp ranks globally"),
+        (["--max-flops", "50%", "--reference", "--score", "fisher"], "--reference ranks by l1"),
         (["--max-flops", "1%"], "is the least with these floors"),
         (["--max-flops", "50%", "--min-channels", "some"], "neither a number of channels"),
         (["--max-flops", "50%", "--ignore", "convv*"], "convv*"),
@@ -212,6 +215,11 @@ def test_wishes_that_cannot_be_met_are_refused(
     assert prune(*flags, "--no-export", "-o", str(tmp_path / "refused")) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "refused" / "model.pt").exists()
+
+
+def test_its_flags_are_refused_by_other_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prune", "net.pt", "--sparsity", "0.5", "--max-loss-rise", "5%"]) == 2
+    assert "--max-loss-rise is for --method pagcp" in capsys.readouterr().err
 
 
 def test_rises_as_people_write_them() -> None:

@@ -323,6 +323,8 @@ def test_the_sensitivity_table_names_the_task_that_suffers(net: nn.Module, group
     [
         ({}, "neither a bound"),
         ({"max_rise": {"a": -0.1}}, "0 or more"),
+        ({"target": 1, "search": "walk"}, "search 'walk' is unknown; known: path, sweep"),
+        ({"target": 1, "score": "size"}, "known: fisher, l1"),
         ({"target": 1, "top": 0.0}, "above 0"),
         ({"target": 1, "round_to": 0}, "at least 1"),
         ({"target": 1, "min_channels": "many"}, "neither a number"),
