@@ -15,3 +15,8 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data: {SHARED_DATA} is not there")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: torch refuses autograd in a child once any test has started its engine's threads."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)

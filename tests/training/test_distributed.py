@@ -61,6 +61,7 @@ def in_group(rank: int, open_run: Callable[..., Any], folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.forks
 def test_two_processes_equal_one_with_the_same_images_a_step(open_run: Callable[..., Any], tmp_path: Path) -> None:
     train(open_run, tmp_path / "alone")
     context = multiprocessing.get_context("fork")

@@ -56,6 +56,7 @@ def killed_at(open_run: Callable[..., Any], model: nn.Module, step: int, *, resu
     return process.exitcode or 0
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize(("first", "second"), [(1, 4), (3, 3)])
 def test_kill_9_twice_and_resume(open_run: Callable[..., Any], network: nn.Module, first: int, second: int) -> None:
     straight = copy.deepcopy(network)
