@@ -7,15 +7,22 @@ python benchmarks/tables.py --check   # exit 1 if README.md is not what the resu
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from compress_cli.render.text import render_report
+from compress_cli.report import RunReport
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+EXAMPLE_START, EXAMPLE_END = "<!-- example:start -->", "<!-- example:end -->"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -32,10 +39,27 @@ def main() -> int:
 
 
 def rewritten(text: str) -> str:
-    """The README with today's results between its markers."""
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    return head + START + "\n\n" + "\n".join(sections()) + "\n" + END + tail
+    """The README with today's results and the recorded example between its markers."""
+    text = _between(text, START, END, "\n".join(sections()))
+    return _between(text, EXAMPLE_START, EXAMPLE_END, example())
+
+
+def _between(text: str, start: str, end: str, content: str) -> str:
+    head, _, rest = text.partition(start)
+    _, _, tail = rest.partition(end)
+    return head + start + "\n\n" + content + "\n" + end + tail
+
+
+def example() -> str:
+    """The recorded run as a terminal of 80 columns showed it."""
+    path = RESULTS / "example.json"
+    if not path.exists():
+        return ""
+    report = RunReport.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    screen = io.StringIO()
+    render_report(report, Console(file=screen, width=80, no_color=True, highlight=False))
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    return "\n".join(["    $ " + report.command, "", *("    " + line if line else "" for line in lines), ""])
 
 
 def sections() -> Iterator[str]:
@@ -103,9 +127,23 @@ def selection(document: dict[str, Any]) -> Iterator[str]:
     yield from table(["", "CPU", "of one read", "extra memory"], rows)
 
 
+def packing(document: dict[str, Any]) -> Iterator[str]:
+    """Bytes of ONNX files at 90 % zeros."""
+    yield "**ONNX files at 90 % zeros**, MB (`benchmarks/packing_tiers.py`; seeded weights, 2 % of each layer kept)."
+    yield ""
+    networks = document["networks"]
+    forms = list(dict.fromkeys(form for network in networks.values() for form in network["forms"]))
+    rows = [
+        [name, *(f"{net['forms'][form]['bytes'] / 1e6:.2f}" if form in net["forms"] else "-" for form in forms)]
+        for name, net in networks.items()
+    ]
+    yield from table(["network", *forms], rows)
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "oneshot.json": oneshot,
     "selection.json": selection,
+    "packing_tiers.json": packing,
 }
 
 if __name__ == "__main__":
