@@ -110,7 +110,7 @@ def test_an_unfinished_run_says_how_far_it_came(capsys: pytest.CaptureFixture[st
     assert (found["finished"], found["stages"], found["report"]) == (False, ["plan", "train"], None)
     assert run(["inspect", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "unfinished run of prune net.pt" in text.replace("\n", " ")
+    assert "unfinished run of prune net.pt" in " ".join(text.split())
     assert "--resume" in text
 
 
