@@ -88,7 +88,8 @@ def run_row(row: Row, data: Path, checkpoints: Path, runs: Path, extra: list[str
     document = json.loads(done.stdout) if done.stdout.strip() else {}
     record: dict[str, Any] = {
         "row": row.name,
-        "command": "compress " + " ".join(command[3:]),
+        "command": "compress "
+        + " ".join(command[3:]).replace(f"{ROOT.parent}/shared/", "../shared/").replace(f"{ROOT}/", ""),
         "exit_code": done.returncode,
     }
     if "error" in document or not document:
