@@ -69,11 +69,10 @@ def joined(config: RunConfig, out: Out, *, resume: bool) -> Iterator[Place]:
     from compress_cli.training.placing import choose_device
 
     device = choose_device(config.device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     scratch = Path(tempfile.mkdtemp(prefix="compress-rank-"))
     try:
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        resume = resume or (restarted and _first_has_begun(Path(config.output)))
+        _join("nccl" if device.type == "cuda" else "gloo")
+        resume = resume or (_attempt() > 0 and _first_has_begun(Path(config.output)))
         if dist.get_rank() == 0:
             _give(Path(config.output), resume)
             yield Place(config, out, resume, True)
@@ -90,7 +89,26 @@ def joined(config: RunConfig, out: Out, *, resume: bool) -> Iterator[Place]:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _attempt() -> int:
+    """How often torchrun has restarted the processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _join(backend: str) -> None:
+    """Join the process group under names of this attempt only.
+
+    With a static rendezvous (`--master-port`) torchrun's store outlives a restart, and PyTorch leaves the addresses of
+    the processes that died in it: the restarted ones would try to connect to those.
+    """
+    from torch import distributed as dist
+
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"compress/attempt-{_attempt()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _first_has_begun(folder: Path) -> bool:
