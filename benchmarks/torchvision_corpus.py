@@ -4,6 +4,9 @@ For each builder: a state dict with seeded weights (no architecture inside) is w
 `compress prune FILE --sparsity 0.9 --no-bench --json` runs on it, in a child forked from a process that has imported
 torch already (with `--cold` in a fresh process). Recorded: exit code, recognised architecture, zeros in the written
 file against round(0.9 N), exporter, worst relative difference between ONNX Runtime and PyTorch, bytes, seconds.
+With export, the ONNX file is then expanded by `unpack`, and packed again without loss and with 4-bit codebooks: bytes
+beside the entropy bound, whether ONNX Runtime folds the decoder away, whether the lossless file gives the plain one's
+outputs bit for bit on two inputs, whether `unpack` gives every tensor back bit for bit.
 
 `--no-export` is much faster and proves recognition, loading and exact pruning only; a builder counts as exported when
 it was run without it. Results are kept per builder, so that the script can be stopped and started again: small
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import importlib.metadata
 import inspect
 import json
@@ -115,7 +119,8 @@ def prune(name: str, options: argparse.Namespace) -> dict[str, Any]:
         words += ["--no-export"] if options.no_export else []
         begin = time.monotonic()
         code = cold(words, folder) if options.cold else in_child(lambda: run_command(words), folder)
-        return judge(code, (folder / "stdout").read_text(), (folder / "stderr").read_text(), begin, options)
+        row = judge(code, (folder / "stdout").read_text(), (folder / "stderr").read_text(), begin, options)
+        return with_packing(row, folder) if row["ok"] and not options.no_export else row
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -184,6 +189,54 @@ def judge(code: int, stdout: str, stderr: str, begin: float, options: argparse.N
     }
     problems = list(problems_of(result, report["notes"]))
     return {**result, "ok": not problems, "why": "; ".join(problems)}
+
+
+def with_packing(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The row with what packing of the exported file gave, in a process of its own."""
+    found = folder / "packing.json"
+    code = in_child(lambda: found.write_text(json.dumps(packing(folder / "run" / "model.onnx", folder))) and 0, folder)
+    if code != 0:
+        return {**row, "ok": False, "why": f"packing: exit {code}: {(folder / 'stderr').read_text()[-200:]}"}
+    tiers = json.loads(found.read_text())
+    problems = [f"{tier} not folded" for tier in ("packed", "packed-cb4") if not tiers[tier]["folded"]]
+    problems += [] if tiers["packed"]["identical"] else ["packed: other outputs"]
+    problems += [] if tiers["unpacked_equal"] else ["unpack: other tensors"]
+    return {**row, "packing": tiers, "ok": not problems, "why": "; ".join(problems)}
+
+
+def packing(shipped: Path, folder: Path) -> dict[str, Any]:
+    """Expand the file, pack it again in two ways, compare."""
+    from exporters.feeds import compare, random_feeds
+    from exporters.packing import pack, unpack
+
+    plain, again = folder / "plain.onnx", folder / "again.onnx"
+    unpack(shipped, plain)
+    row: dict[str, Any] = {"dense_bytes": plain.stat().st_size}
+    feeds = random_feeds(plain, 2)
+    for tier in ("packed", "packed-cb4"):
+        packed = folder / f"{tier}.onnx"
+        result = pack(plain, packed, tier=tier)
+        agreement = compare(plain, packed, feeds)
+        row[tier] = {
+            "bytes": result.bytes_after,
+            "bound_bytes": result.bound_bytes,
+            "folded": result.folded,
+            "identical": agreement.identical or agreement.max_rel == 0.0,
+        }
+    unpack(folder / "packed.onnx", again)
+    return {**row, "unpacked_equal": tensors(again) == tensors(plain)}
+
+
+def tensors(path: Path) -> dict[str, str]:
+    """A hash of every initializer with at least 64 elements by name, negative zeros made positive."""
+    from onnx import numpy_helper
+
+    from exporters import files
+
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in files.read(path).graph.initializer}
+    return {
+        name: hashlib.sha256((array + 0).tobytes()).hexdigest() for name, array in arrays.items() if array.size >= 64
+    }
 
 
 def problems_of(result: dict[str, Any], notes: list[str]) -> Any:
