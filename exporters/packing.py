@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from exporters import files
 from exporters.bitcode import GapIndex
@@ -203,6 +203,22 @@ def unpack(source: Path, target: Path) -> tuple[str, ...]:
     files.write(model, target)
     files.check(target)
     return tuple(arrays)
+
+
+def unpacks_to(packed: Path, dense: Path) -> bool:
+    """Whether every decoder gives the tensor of that name in `dense` bit for bit (but for the sign of zeros).
+
+    Raises:
+        BadOnnxFile: one of the files is no sound ONNX model, or a decoder cannot be evaluated.
+    """
+    plain = {tensor.name: tensor for tensor in files.read(dense).graph.initializer}
+    for name, array in evaluate_decoders(files.read(packed), packed).items():
+        if name not in plain:
+            return False
+        wanted = numpy_helper.to_array(plain[name])
+        if wanted.dtype != array.dtype or (wanted + 0).tobytes() != (array + 0).tobytes():
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,17 @@ from exporters.allocation import Allocation, allocate, uniform_error
 from exporters.calibration import importance
 from exporters.feeds import Comparison, Feed, compare, random_feeds
 from exporters.int8 import Int8Result, Method, quantize_int8
-from exporters.packing import TIERS, PackResult, pack
+from exporters.packing import TIERS, PackResult, pack, unpacks_to
 
 WEIGHTS = ("dense", *TIERS, "packed-cb", "int8")
 """`packed-cb` chooses the bits of each layer; the others are the tiers of `packing` and static int8."""
 
 AS_FOUR_BITS = "packed-cb4"
 """The error that `packed-cb` may have where no budget is given: that of four bits in every layer."""
+
+
+ROUNDING = 1e-6
+"""Relative difference of float32 outputs that another order of the same additions explains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,10 @@ class Variant:
 
 
 def tolerance(weights: str) -> float:
-    """Largest accepted relative root mean square output error of a form; 0 means equal in every bit.
+    """Largest accepted relative root mean square output error of a form; 0 means weights equal in every bit.
+
+    Then the outputs are equal in every bit, too, unless ONNX Runtime, which sees constants at another moment, fuses
+    the packed graph otherwise (an addition into a convolution, for one): up to `ROUNDING`.
 
     Twice and more of what was measured (benchmarks/results): fp16 0.2 %; 8-bit uniform codes 3 %, twice that for each
     bit less; 4-bit codebooks 30 %, likewise; int8 30 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
@@ -133,6 +140,12 @@ def write_variant(
     inputs = held_out or feeds or random_feeds(dense, 3, batch=2, seed=1)
     found = compare(dense, target, inputs)
     limit = tolerance(weights)
+    rounded = not limit and not _same_numbers(found) and found.rms_rel <= ROUNDING and unpacks_to(target, dense)
+    if rounded:
+        notes.append(
+            f"the runtime fuses the packed file in another order: its outputs differ by {found.rms_rel:.1e} of their "
+            "size, although the weights are the same bit for bit"
+        )
     written = packing.files if packing else int8.packing.files if int8 else (target,)
     return Variant(
         weights=weights,
@@ -141,7 +154,7 @@ def write_variant(
         dense_bytes=os.path.getsize(dense),
         tolerance=limit,
         comparison=found,
-        ok=_same_numbers(found) if limit == 0.0 else found.rms_rel <= limit,
+        ok=found.rms_rel <= limit if limit else _same_numbers(found) or rounded,
         synthetic=synthetic,
         packing=packing,
         int8=int8,

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from exporters.feeds import random_feeds
-from exporters.packing import TIERS
+from exporters.packing import TIERS, pack
 from exporters.variants import WEIGHTS, tolerance, write_variant
 from tests.exporters.onnx_nets import convnet, save
 
@@ -79,3 +79,32 @@ def test_held_out_inputs_are_what_is_compared(dense: Path, tmp_path: Path) -> No
 def test_unknown_form(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown weights"):
         write_variant(dense, tmp_path / "v.onnx", "plain")
+
+
+def test_rounding_of_another_fusion_is_no_other_weight(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with torchvision's LR-ASPP: the weights decide, when outputs differ by an addition's last bit only."""
+    import dataclasses
+
+    from exporters import variants
+
+    genuine = variants.compare
+
+    def rounded(*arguments: object) -> object:
+        found = genuine(*arguments)  # type: ignore[arg-type]
+        return dataclasses.replace(found, identical=False, max_rel=1.6e-7, rms_rel=3.7e-8)
+
+    monkeypatch.setattr(variants, "compare", rounded)
+    found = write_variant(dense, tmp_path / "v.onnx", "packed")
+    assert found.ok
+    assert any("same bit for bit" in note for note in found.notes)
+    model = onnx.load(dense)
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    changed = numpy_helper.to_array(largest).copy()
+    changed.flat[np.flatnonzero(changed)[0]] *= 1 + 1e-6
+    largest.CopyFrom(numpy_helper.from_array(changed, largest.name))
+    other = tmp_path / "other.onnx"
+    onnx.save(model, other)
+    monkeypatch.setattr(variants, "pack", lambda _, target, **options: pack(other, target, **options))
+    assert not write_variant(dense, tmp_path / "w.onnx", "packed").ok
