@@ -1,11 +1,15 @@
-"""Which torchvision models lose half of their channels, in which tier, with which proofs, at what cost.
+"""Which torchvision models lose half of their channels, in which tier, with which proofs, at what cost, to which ONNX.
 
-    python benchmarks/channels_coverage.py                 # all builders, one subprocess each, resumes
-    python benchmarks/channels_coverage.py resnet18 vit_b_32
+    python benchmarks/channels_coverage.py [--minutes 14]           # all builders, small ones first; resumes
+    python benchmarks/channels_coverage.py resnet18 vit_b_32        # these, again
 
-Protocol of specs/channels.md 5.1: batch 1, CNN 128 x 128, token nets 224, video 8 frames, RAFT 2 updates; random
-seeded weights with random vectors and statistics; mean squared slices over the group mean, half of all units, at
-least a tenth of each group. Seconds are CPU seconds of one thread on a shared machine.
+For each builder, in a child forked from a process that has imported torch: random seeded weights of unit gain with
+random vectors and statistics; mean squared slices over the group mean, half of all units, at least a tenth of each
+group (specs/channels.md 5.1); the proofs; the cut model exported to ONNX and compared with PyTorch on two inputs of
+batch 1 and 2 (where the file's batch is free). Images are as small as the network allows, since what goes together
+does not depend on their size: MAC ratios are those at that size. Detectors are analysed through their backbone, FPN
+and heads (`pruners.channels.detectors`) and exported in the form of their raw heads. Seconds are CPU seconds of one
+thread on a shared machine; `extra_mib` is the peak over the memory before the analysis, the dense model included there.
 """
 
 from __future__ import annotations
@@ -14,81 +18,127 @@ import argparse
 import json
 import os
 import resource
-import subprocess
+import signal
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "channels_coverage.json"
-SIZES = {"vit": 224, "swin": 224, "maxvit": 224, "inception": 299, "vit_h": 224, "mvit": 224}
+sys.path.insert(0, str(ROOT))
+
 VIDEO = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
 DETECTORS = ("rcnn", "retinanet", "fcos", "ssd")
+SIZES = {"inception": 299, "maxvit": 224, "raft": 128, "vit_h": 56}
+FRAMES = {"s3d": 16, "swin3d": 4}
+RTOL = 1e-3
+"""Of the largest output, as specs/channels.md 3.1: deep networks with random weights round more than trained ones."""
 
 
-def inputs_of(name: str) -> tuple[Any, ...]:
-    import torch
-
-    torch.manual_seed(1)
-    if name.startswith("raft"):
-        return torch.rand(1, 3, 128, 128) * 2 - 1, torch.rand(1, 3, 128, 128) * 2 - 1, 2
-    if name.startswith(VIDEO):
-        size, frames = (224, 16) if name.startswith(("mvit", "swin3d")) else (112, 16 if name == "s3d" else 8)
-        return (torch.randn(1, 3, frames, size, size),)
-    size = next((size for key, size in SIZES.items() if name.startswith(key)), 128)
-    return (torch.randn(1, 3, size, size),)
-
-
-def randomised(name: str) -> Any:
-    import torch
-    import torchvision
-
-    torch.manual_seed(0)
-    arguments = {"weights": None}
-    if "deeplab" in name or "fcn" in name or "lraspp" in name or any(text in name for text in DETECTORS):
-        arguments["weights_backbone"] = None
-    model = torchvision.models.get_model(name, **arguments).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5).mul_(0.5)
-        for key, buffer in model.named_buffers():
-            if key.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-            elif key.endswith("running_mean"):
-                buffer.uniform_(-0.5, 0.5)
-    return model
+def main() -> None:
+    """Measure what is not recorded yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no builder after this time")
+    parser.add_argument("--cpu-seconds", type=int, default=400, help="of one builder")
+    parser.add_argument("--failed", action="store_true", help="measure the failed ones again")
+    arguments = parser.parse_args()
+    known = json.loads(RESULTS.read_text())["builders"] if RESULTS.exists() else {}
+    begin = time.monotonic()
+    for name in arguments.names or builders():
+        done = name in known and not (arguments.failed and known[name].get("failed"))
+        if done and not arguments.names:
+            continue
+        if time.monotonic() - begin > 60 * arguments.minutes:
+            break
+        known[name] = row = in_child(name, arguments.cpu_seconds)
+        print(name, row.get("failed") or _line(row), flush=True)
+        save(known)
+    print(summary(known))
 
 
-def measure(name: str) -> dict[str, Any]:
+def _line(row: dict[str, Any]) -> str:
+    onnx = row["onnx"]
+    said = onnx.get("failed") or f"ONNX {onnx['max_rel']:.1e}"
+    return f"tier {row['tier']} MACs x{row['macs_ratio']} {said} {row['cpu_s']['all']:.0f} s"
+
+
+def builders() -> list[str]:
+    """Every float builder of torchvision, small ones first."""
+    from compress_cli.checkpoint.builder_index import builder_shapes, floating_builders
+
+    def size(name: str) -> int:
+        total = 0
+        for shape in builder_shapes(name, {}).values():
+            count = 1
+            for number in shape:
+                count *= number
+            total += count
+        return total
+
+    return sorted(floating_builders(), key=lambda name: (size(name), name))
+
+
+def in_child(name: str, cpu_seconds: int) -> dict[str, Any]:
+    """Measure one builder in a forked process with a limit on its CPU seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        found, begin = Path(folder) / "row.json", time.monotonic()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
+                found.write_text(json.dumps(measure(name, Path(folder))))
+                code = 0
+            except Exception as error:
+                found.write_text(json.dumps({"failed": f"{type(error).__name__}: {error}"[:500]}))
+                code = 0
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == -signal.SIGXCPU:
+            return {"failed": f"stopped after {cpu_seconds} CPU seconds"}
+        if code:
+            return {"failed": f"exit {code}"}
+        row: dict[str, Any] = json.loads(found.read_text())
+        return {**row, "wall_s": round(time.monotonic() - begin, 1)}
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
     """Everything about one model, in this process."""
     import torch
 
-    from pruners.channels import CostModel, analyse, make_plan
-    from pruners.channels.fitting import fit
+    from pruners.channels import CostModel, Groups, analyse, fit, make_plan
     from pruners.channels.scores import ScoreOptions, score
     from pruners.channels.selection import SelectionOptions, select_share
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    model, inputs = randomised(name), inputs_of(name)
-    start = time.process_time()
+    model, inputs = model_and_inputs(name)
+    clock = Clock()
+    before = peak_mib()
     groups = analyse(model, inputs)
-    analysed = time.process_time()
-    dense_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock("analysis")
+    analysed = peak_mib()
 
-    def choose(found: Any) -> Any:
+    def choose(found: Groups) -> Any:
         scores = score(model, found, ScoreOptions())
         return make_plan(found, select_share(found, scores, 0.5, SelectionOptions(min_channels="10%")))
 
     fitted = fit(model, inputs, groups, choose)
-    done = time.process_time()
+    clock("cut_and_proof")
+    cut = peak_mib()
     plan, cost = fitted.plan, CostModel(groups)
+    onnx = exported(fitted.model, inputs, folder)
+    clock("onnx")
     return {
         "tier": plan.tier,
         "why_not_lower": list(fitted.refused),
+        "input": [list(x.shape) for x in _leaves(inputs)],
         "units": groups.units,
         "groups": len(groups.groups),
         "removed": plan.units_removed,
@@ -97,52 +147,194 @@ def measure(name: str) -> dict[str, Any]:
         "params": cost.dense_params,
         "params_ratio": round(plan.params_after / plan.params_before, 4),
         "proofs": fitted.proof.to_dict()["checks"],
+        "onnx": onnx,
         "not_zeroing": list(plan.not_zeroing),
         "notes": list(plan.warnings),
-        "analysis_cpu_s": round(analysed - start, 2),
-        "cut_and_proof_cpu_s": round(done - analysed, 2),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "peak_after_analysis_mib": dense_kib // 1024,
+        "cpu_s": clock.seconds(),
+        "extra_mib": {"analysis": analysed - before, "cut_and_proof": cut - before},
     }
 
 
-def one(name: str, timeout: float) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
-    begin = time.time()
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"stopped after {timeout:.0f} s"}
-    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
-    if run.returncode or not lines:
-        tail = run.stderr.strip().splitlines()
-        return {"failed": (tail[-1] if tail else f"exit {run.returncode}")[:500]}
-    return {**json.loads(lines[-1]), "wall_s": round(time.time() - begin, 1)}
+def _leaves(inputs: tuple[Any, ...]) -> list[Any]:
+    return [leaf for item in inputs for leaf in (item if isinstance(item, list) else [item]) if hasattr(leaf, "shape")]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--child", action="store_true")
-    parser.add_argument("--timeout", type=float, default=1200)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(measure(arguments.names[0])))
-        return
+class Clock:
+    """CPU seconds of this process by part."""
+
+    def __init__(self) -> None:
+        self.begin = self.last = time.process_time()
+        self.parts: dict[str, float] = {}
+
+    def __call__(self, part: str) -> None:
+        """Note the seconds since the last part."""
+        now = time.process_time()
+        self.parts[part] = round(now - self.last, 2)
+        self.last = now
+
+    def seconds(self) -> dict[str, float]:
+        """All parts and their sum."""
+        return {**self.parts, "all": round(self.last - self.begin, 2)}
+
+
+def peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """A seeded model and one example, as small as the network allows."""
+    import torch
     import torchvision
 
-    names = arguments.names or [n for n in torchvision.models.list_models() if not n.startswith("quantized_")]
+    options: dict[str, Any] = {"weights": None}
+    if "deeplab" in name or "fcn" in name or "lraspp" in name or any(text in name for text in DETECTORS):
+        options["weights_backbone"] = None
+    size = next((size for key, size in SIZES.items() if name.startswith(key)), 64)
+    if name.startswith("vit"):
+        options["image_size"] = size
+    if name.startswith("mvit"):
+        options |= {"spatial_size": (size, size), "temporal_size": 8}
+    detector = any(text in name for text in DETECTORS)
+    if detector and not name.startswith("ssd"):
+        options |= {"min_size": 128, "max_size": 160}
+    with own_weights():
+        model = torchvision.models.get_model(name, **options).eval()
+    fill(model)
+    generator = torch.Generator().manual_seed(1)
+    if detector:
+        return model, ([torch.rand(3, 128, 128, generator=generator)],)
+    if name.startswith("raft"):
+        pair = [torch.rand(1, 3, size, size, generator=generator) * 2 - 1 for _ in range(2)]
+        return model, (*pair, 2)
+    if name.startswith(VIDEO):
+        frames = next((count for key, count in FRAMES.items() if name.startswith(key)), 8)
+        return model, (torch.randn(1, 3, frames, size, size, generator=generator),)
+    return model, (torch.randn(1, 3, size, size, generator=generator),)
+
+
+def own_weights() -> Any:
+    """Builders leave the weights alone: they are drawn afterwards (drawing them twice takes longer than a proof)."""
+    from contextlib import ExitStack
+    from unittest.mock import patch
+
+    import torch
+
+    def leave(tensor: Any, *_: Any, **__: Any) -> Any:
+        return tensor
+
+    stack = ExitStack()
+    for function in [item for item in dir(torch.nn.init) if item.endswith("_") and not item.startswith("_")]:
+        stack.enter_context(patch.object(torch.nn.init, function, leave))
+    return stack
+
+
+def fill(model: Any) -> None:
+    """Unit gain, random vectors and statistics: equal ones would hide swapped channels."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2:
+                parameter.uniform_(0.5, 1.5, generator=generator).mul_(0.5)
+            else:
+                parameter.normal_(0, max(parameter[0].numel(), 1) ** -0.5, generator=generator)
+        for key, buffer in model.named_buffers():
+            if key.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5, generator=generator)
+            elif key.endswith("running_mean"):
+                buffer.uniform_(-0.5, 0.5, generator=generator)
+
+
+def exported(model: Any, inputs: tuple[Any, ...], folder: Path) -> dict[str, Any]:
+    """The cut model as ONNX beside PyTorch."""
+    import torch
+
+    from exporters.onnx_export import export
+    from exporters.verify import verify
+    from pruners.channels.detectors import traceable
+
+    model, inputs = traceable(model.eval(), inputs)
+
+    tensors = tuple(x for x in inputs if isinstance(x, torch.Tensor))
+    if len(tensors) < len(inputs):
+        model = WithConstants.around(model, inputs[len(tensors) :])
+    names = [f"input{place}" for place in range(len(tensors))]
+    try:
+        file = folder / "cut.onnx"
+        result = export(model, tensors, file, input_names=names)
+        proof = verify(model, file, tensors, input_names=names, batches=(1, 2), seeds=(0, 1), rtol=RTOL)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:300]}
+    if not proof.ok:
+        return {"failed": "; ".join(proof.warnings)[:300] or "outputs differ", "max_rel": proof.max_rel}
+    return {
+        "max_rel": float(f"{proof.max_rel:.2e}"),
+        "compared": len(proof.agreements),
+        "batches": sorted({item.batch for item in proof.agreements}),
+        "dynamic_batch": result.dynamic_batch,
+        "exporter": result.exporter,
+        "bytes": result.file_bytes,
+        "notes": [*result.notes, *proof.notes],
+    }
+
+
+class WithConstants:
+    """Makes a module of tensors only out of one that also takes numbers."""
+
+    @staticmethod
+    def around(model: Any, constants: tuple[Any, ...]) -> Any:
+        """The module with the constants as its last arguments."""
+        import torch
+
+        class Bound(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = model
+
+            def forward(self, *tensors: Any) -> Any:
+                return self.inner(*tensors, *constants)
+
+        return Bound().eval()
+
+
+def summary(known: dict[str, Any]) -> dict[str, Any]:
+    """Counts over the recorded builders."""
+    good = {name: row for name, row in known.items() if not row.get("failed")}
+    return {
+        "builders": len(known),
+        "cut_and_proved": len(good),
+        "onnx_equal": sum("max_rel" in row["onnx"] and not row["onnx"].get("failed") for row in good.values()),
+        "tiers": {str(tier): sum(row["tier"] == tier for row in good.values()) for tier in (1, 2, 3, 4)},
+        "failed": {name: row["failed"] for name, row in known.items() if row.get("failed")},
+        "onnx_failed": {name: row["onnx"]["failed"] for name, row in good.items() if row["onnx"].get("failed")},
+    }
+
+
+def save(known: dict[str, Any]) -> None:
+    """Write the record with what it was made with."""
+    import importlib.metadata
+
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime")}
+    document = {"versions": versions, "summary": summary(known), "builders": dict(sorted(known.items()))}
     RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in names:
-        if name in known and not arguments.names:
-            continue
-        known[name] = one(name, arguments.timeout)
-        row = known[name]
-        print(name, row.get("failed") or f"tier {row['tier']} MACs x{row['macs_ratio']}", flush=True)
-        RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def warm() -> None:
+    """Import before forking, so that each child starts with everything loaded."""
+    imports: tuple[Callable[[], Any], ...] = (
+        lambda: __import__("torchvision"),
+        lambda: __import__("exporters.onnx_export"),
+        lambda: __import__("exporters.verify"),
+        lambda: __import__("pruners.channels"),
+        lambda: __import__("onnxscript"),
+    )
+    for load in imports:
+        load()
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    warm()
     main()

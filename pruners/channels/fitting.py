@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from pruners.channels.constraints import Constrained, constrained
+from pruners.channels.constraints import Constrained, constrained, run_error
+from pruners.channels.detectors import is_detector, traceable
 from pruners.channels.emission import emit_, example_from, graph_hash, programs_of
 from pruners.channels.errors import CannotTrace, ChannelsMismatch, InfeasibleBudget, NothingToRemove, SurgeryFailed
 from pruners.channels.groups import Groups, analyse
 from pruners.channels.plan_type import ChannelsPlan
 from pruners.channels.planning import removed_roots
-from pruners.channels.proofs import Proof, prove
+from pruners.channels.proofs import Check, Proof, prove
 from pruners.channels.repair import repaired
 from pruners.channels.surgery import cut_
 
@@ -57,6 +58,8 @@ def fit(
     Raises:
         SurgeryFailed: none did; the model is as it was in any case.
     """
+    if is_detector(model):
+        return _detector(model, example_inputs, groups, choose, [tier for tier in tiers if tier < 4])
     first, refused = choose(groups), []
     attempts: list[tuple[int, Callable[[], Fitted]]] = [
         (1, lambda: _in_place(model, example_inputs, groups, first)),
@@ -74,6 +77,21 @@ def fit(
             continue
         return replace(found, refused=tuple(refused))
     raise SurgeryFailed(max(tiers), "; ".join(refused))
+
+
+def _detector(model: nn.Module, inputs: Sequence[Any], groups: Groups, choose: Choose, tiers: Sequence[int]) -> Fitted:
+    """Cut a detector as its raw heads were, and run it whole."""
+    form, batch = traceable(model, inputs)
+    found = fit(form, batch, groups, choose, tiers=tiers)
+    small = copy.deepcopy(model)
+    cut_(small, found.plan)
+    if len(inputs) != 1 or not isinstance(inputs[0], list):
+        return replace(found, model=small)
+    error = run_error(small, inputs)
+    if error is not None:
+        raise SurgeryFailed(found.plan.tier, f"the whole detector does not run: {type(error).__name__}: {error}"[:300])
+    ran = Check("whole detector", True, "it runs on the example images")
+    return replace(found, model=small, proof=Proof((*found.proof.checks, ran)))
 
 
 def _proved(original: nn.Module, small: nn.Module, plan: ChannelsPlan, inputs: Sequence[Any], groups: Groups) -> Fitted:

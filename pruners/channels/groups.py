@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from pruners.channels.atoms import Atoms, Slot, collect
+from pruners.channels.detectors import BOXES, is_detector, traceable
 from pruners.channels.errors import CannotTrace
 from pruners.channels.labels import RESERVED, Ids, Labels, Reason
 from pruners.channels.planes import Scope
@@ -105,6 +106,8 @@ def analyse(
 ) -> Groups:
     """Find which slices of which tensors must go together; the model is not changed.
 
+    Torchvision's detectors are analysed as their raw heads (`detectors.RawHeads`).
+
     Args:
         example_inputs: positional arguments of the forward; their batch is what MACs are counted for.
         ignore: patterns of layers whose tensors keep every index.
@@ -115,6 +118,8 @@ def analyse(
         CannotTrace: `torch.export` refuses the eval forward.
         NoMatch: a pattern fits no tensor.
     """
+    form = f"raw heads, {BOXES} boxes an image" if is_detector(model) else ""
+    model, example_inputs = traceable(model, example_inputs)
     labels = Labels()
     atoms = collect(model, labels)
     check_patterns([*ignore, *only], list(atoms.by_name))
@@ -138,7 +143,7 @@ def analyse(
         entries=tuple(used),
         refused=tuple(refused),
         fingerprint=fingerprint(atoms),
-        options={"ignore": list(ignore), "only": list(only)},
+        options={"ignore": list(ignore), "only": list(only), **({"form": form} if form else {})},
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pruners.channels.atoms import named_tensors, tensor_at
+from pruners.channels.detectors import traceable
 from pruners.channels.errors import CannotTrace, ProofFailed
 from pruners.channels.groups import Groups, analyse
 from pruners.channels.labels import RESERVED, Ids, Labels, Reason
@@ -94,6 +95,8 @@ def prove(
     Args:
         groups: the analysis that the plan came from; made anew when not given.
     """
+    compressed, _ = traceable(compressed, example_inputs)
+    original, example_inputs = traceable(original, example_inputs)
     if groups is None:
         options = plan.options
         groups = analyse(original, example_inputs, ignore=options.get("ignore", ()), only=options.get("only", ()))

@@ -193,15 +193,26 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
     return {f"aten::{name}": rule for name in names.split()}
 
 
+_UNTAGGED_POINTWISE = ("hardswish", "log_sigmoid", "relu6", "gelu", "mish", "rrelu_with_noise")
+"""Index by index too, though torch does not tag them, or their in-place twins, as such."""
+
 HARMLESS_WRITES = {
-    f"aten::{name}_" for name in ["copy", "dropout", "alpha_dropout", "feature_dropout", "fill", "zero", "detach"]
+    f"aten::{name}_"
+    for name in [
+        *("copy", "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "fill", "zero", "detach"),
+        *_UNTAGGED_POINTWISE,
+    ]
 }
 """Writes after which every index still stands for the same channel, or for a constant."""
 
 RULES: dict[str, Rule] = {
     **_named("clone contiguous _to_copy to alias detach lift_fresh_copy lift_fresh dropout native_dropout", _same),
-    **_named("type_as alpha_dropout feature_dropout fill softmax log_softmax _softmax _log_softmax", _same),
+    **_named(
+        "type_as alpha_dropout feature_dropout feature_alpha_dropout fill softmax log_softmax _softmax _log_softmax",
+        _same,
+    ),
     **_named("copy", elementwise),
+    **_named(" ".join(_UNTAGGED_POINTWISE), elementwise),
     **_named("sum nansum mean prod var std var_mean std_mean amax amin logsumexp norm linalg_vector_norm", _reduce),
     **_named("any all count_nonzero", _reduce),
     **_named("argmax argmin max min median mode kthvalue", _reduce_position),
