@@ -1,22 +1,23 @@
 """Original against half the channels and half the MACs by low rank, on every target that is here.
 
-    python benchmarks/latency_targets.py [--networks resnet18,...] [--budget 4]
+    python benchmarks/latency_targets.py [--networks resnet18,...] [--runtimes ncnn,mnn,litert] [--budget 4]
 
-Measured in ONNX Runtime on this CPU, in ncnn and MNN when they are installed, and predicted for five devices. Weights
-are random (speed does not depend on them). Writes `results/latency_targets.json`.
+Measured in ONNX Runtime on this CPU, in mobile runtimes that are installed, and predicted for five devices. Weights are
+random (speed does not depend on them). Writes `results/latency_targets.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchvision
 
@@ -27,9 +28,9 @@ from profilers.complexity import measure
 from profilers.devices.catalog import find
 from profilers.devices.predict import predict
 from profilers.errors import ProfilingFailed
-from profilers.latency import Timed, compare, compare_runs
+from profilers.latency import compare
 from profilers.machine import describe
-from profilers.ncnn_runtime import compare_ncnn
+from profilers.mobile.registry import compare_mobile
 from profilers.onnx_cost import graph_cost
 from pruners import channels
 
@@ -67,29 +68,12 @@ def low_rank(model: torch.nn.Module) -> torch.nn.Module:
     return small
 
 
-def compare_mnn(original: Path, compressed: Path, folder: Path, budget: float):
-    """Interleaved in MNN; the compiled converter is called without its reporting wrapper."""
-    import _tools
-    import MNN
-
-    timed = []
-    for name, path in (("original", original), ("compressed", compressed)):
-        target = folder / f"{path.stem}.mnn"
-        _tools.mnnconvert(
-            ["mnnconvert", "-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "x"]
-        )
-        runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": 1, "precision": "high"},))
-        module = MNN.nn.load_module_from_file(str(target), ["input"], ["output"], runtime_manager=runtime)
-        image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
-        timed.append(Timed(name, partial(mnn_once, module, image)))
-    return compare_runs(timed, provider="MNN", threads=1, batch=1, budget_s=budget)
-
-
-def mnn_once(module, image: np.ndarray) -> np.ndarray:
-    import MNN
-
-    value = MNN.expr.const(image, list(image.shape), MNN.expr.data_format.NCHW)
-    return np.array(module.forward([value])[0].read())
+def version(runtime: str) -> str:
+    package = {"mnn": "MNN", "litert": "ai-edge-litert"}.get(runtime, runtime)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def row(found) -> dict:
@@ -111,14 +95,13 @@ def attempt(function) -> dict:
         return {"failed": str(error)}
 
 
-def targets(original: Path, small: Path, folder: Path, budget: float) -> dict:
+def targets(original: Path, small: Path, runtimes: Sequence[str], budget: float) -> dict:
     costs = [graph_cost(path) for path in (original, small)]
     found = {
         "macs": [cost.macs for cost in costs],
         "bytes": [path.stat().st_size for path in (original, small)],
         "onnxruntime": attempt(partial(compare, original, small, budget_s=budget)),
-        "ncnn": attempt(partial(compare_ncnn, [original, small], budget_s=budget)),
-        "mnn": attempt(partial(compare_mnn, original, small, folder, budget)),
+        **{name: attempt(partial(compare_mobile, name, [original, small], budget_s=budget)) for name in runtimes},
         "predicted": {},
     }
     for name, threads in DEVICES:
@@ -135,6 +118,7 @@ def targets(original: Path, small: Path, folder: Path, budget: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--runtimes", default="ncnn,mnn")
     parser.add_argument("--budget", type=float, default=4.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -145,8 +129,7 @@ def main() -> None:
         machine=describe(),
         labels={
             "onnxruntime": "measured on this host",
-            "ncnn": "measured on this host",
-            "mnn": "measured on this host",
+            **{name: f"measured on this host, version {version(name)}" for name in arguments.runtimes.split(",")},
             "predicted": "predicted for the named device",
             "ms": "[fastest, median]; predicted: [original, compressed]",
         },
@@ -162,7 +145,7 @@ def main() -> None:
             for label, make in (("half the channels", half_channels), ("half the MACs by low rank", low_rank)):
                 small = Path(folder) / f"{label.replace(' ', '-')}.onnx"
                 export(make(model), X, small, input_names=["input"], output_names=["output"], dynamic_batch=False)
-                rows[label] = targets(original, small, Path(folder), arguments.budget)
+                rows[label] = targets(original, small, arguments.runtimes.split(","), arguments.budget)
                 print(name, label, json.dumps(rows[label])[:600], flush=True)
         document["networks"][name] = rows
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

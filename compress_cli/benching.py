@@ -9,7 +9,7 @@ from typing import Any
 
 from compress_cli.console import Out
 from compress_cli.errors import InputError, UsageError
-from compress_cli.targets import PROVIDERS, Target, runner_for
+from compress_cli.targets import PROVIDERS, RUNTIMES, Target, runner_for
 from profilers.errors import ProfilingFailed
 from profilers.onnx_cost import GraphCost, graph_cost
 from profilers.runners.result import RunnerFailed, RunnerResult, Settings
@@ -116,8 +116,8 @@ def _report(target: Target, models: Sequence[Path], costs: Sequence[GraphCost], 
             return _measured(target, models, options)
         if target.kind == "mobile":
             return _predicted(target, costs, options)
-        if target.kind == "ncnn":
-            return _ncnn(target, models, options)
+        if target.kind in RUNTIMES:
+            return _mobile_runtime(target, models, options)
         return _elsewhere(target, models, options)
     except RunnerFailed as error:
         return TargetReport(target.text, target.kind, target.label, failed=error.reason, log=error.log)
@@ -200,15 +200,17 @@ def _predicted(target: Target, costs: Sequence[GraphCost], options: BenchOptions
     )
 
 
-def _ncnn(target: Target, models: Sequence[Path], options: BenchOptions) -> TargetReport:
-    from profilers.ncnn_runtime import compare_ncnn
+def _mobile_runtime(target: Target, models: Sequence[Path], options: BenchOptions) -> TargetReport:
+    from profilers.mobile.registry import compare_mobile
 
-    found = compare_ncnn(models, threads=options.threads, budget_s=options.budget_s)
+    if options.batch != 1:
+        raise ProfilingFailed("mobile runtimes are measured with batch 1")
+    found = compare_mobile(target.kind, models, threads=options.threads, budget_s=options.budget_s)
     document = found.to_dict()
     return TargetReport(
         target.text,
         target.kind,
-        target.label,
+        f"{found.latencies[0].provider} {target.label}",
         rows=tuple(document["latencies"]),
         ratio=found.ratio,
         ratio_low=found.ratio_low,

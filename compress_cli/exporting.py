@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 METHODS = ("minmax", "entropy", "percentile")
 CALIBRATION_IMAGES = 128
 BATCH = 8
-NCNN_TOLERANCE = 0.01
-"""Largest relative difference of ncnn with fp16 weights from ONNX Runtime (2e-4 was measured on MobileNetV2)."""
+FORMATS = ("ort", "ncnn", "mnn", "litert", "executorch")
+"""Other files that can be written beside the ONNX file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,16 @@ class Request:
     calibration: str
     reduce_range: bool
     mobile: bool
-    ort: bool
-    ncnn: bool
+    formats: tuple[str, ...]
     model: Mapping[str, Any]
     calib: str | None
     images: Mapping[str, Any]
 
 
-def parse_request(file: str, output: str | None, *, overwrite: bool, **flags: Any) -> Request:
-    """Check the flags; nothing heavy is imported.
+def parse_request(
+    file: str, output: str | None, *, overwrite: bool, formats: Sequence[str] = (), **flags: Any
+) -> Request:
+    """Check the flags; nothing heavy is imported. Texts in `formats` may hold several, separated by commas.
 
     Raises:
         UsageError: an unknown form or method, a malformed number, or a file that is in the way.
@@ -60,6 +61,9 @@ def parse_request(file: str, output: str | None, *, overwrite: bool, **flags: An
         raise UsageError("--max-error is for --weights packed-cb", "add --weights packed-cb, or drop --max-error")
     if flags["calib"] is not None and (flags["images"]["calib_samples"] or 1) < 1:
         raise UsageError(f"--calib-samples {flags['images']['calib_samples']} is below 1", "pass at least 1")
+    flags["formats"] = tuple(dict.fromkeys(name.strip() for text in formats for name in text.split(",")))
+    for name in flags["formats"]:
+        check_known("--format", name, FORMATS)
     return Request(source=source, target=target, **{**flags, "max_error": None if error is None else _share(error)})
 
 
@@ -92,6 +96,7 @@ def run_export(request: Request, out: Out) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     notes: list[str] = []
+    _check_packages(request.formats)
     with onnx_errors(), published(request.target) as work, tempfile.TemporaryDirectory() as scratch:
         dense = _dense(request, Path(scratch), out, notes)
         if request.mobile:
@@ -265,41 +270,54 @@ def _sizes(variant: Any, work: Path, dense: Path) -> dict[str, Any]:
     }
 
 
+def _check_packages(formats: Sequence[str]) -> None:
+    """Refuse before any work.
+
+    Raises:
+        UsageError: the packages of a format are not installed.
+    """
+    if not set(formats) - {"ort"}:
+        return
+    from exporters.phone_files import missing_packages
+
+    for name in formats:
+        absent = None if name == "ort" else missing_packages(name)
+        if absent:
+            raise UsageError(f"--format {name}: {absent.partition(' (')[0]}", absent.partition(" (")[2].rstrip(")"))
+
+
 def _mobile_files(request: Request, dense: Path, variant: Any, work: Path, out: Out) -> dict[str, Any]:
-    found: dict[str, Any] = {"mobile": None, "ort": None, "ncnn": None}
+    found: dict[str, Any] = {"mobile": None, "ort": None, "phone_files": []}
     if request.mobile:
         from exporters.mobile import usability
 
         found["mobile"] = [row.to_dict() for row in usability(dense)]
-    if request.ort:
-        from exporters.mobile import convert_to_ort
+    for name in request.formats:
+        out.info(f"Converting to {name}")
+        if name == "ort":
+            from exporters.mobile import convert_to_ort
 
-        out.info("Converting to .ort")
-        source = work if variant.weights not in ("dense",) else dense
-        found["ort"] = convert_to_ort(source, work.with_suffix(".ort")).to_dict()
-    if request.ncnn:
-        found["ncnn"] = _ncnn(dense, work, out)
+            source = work if variant.weights not in ("dense",) else dense
+            found["ort"] = convert_to_ort(source, work.with_suffix(".ort")).to_dict()
+        else:
+            found["phone_files"].append(_phone_files(name, dense, work))
     return found
 
 
-def _ncnn(dense: Path, work: Path, out: Out) -> dict[str, Any]:
-    """The dense network as ncnn files.
+def _phone_files(name: str, dense: Path, work: Path) -> dict[str, Any]:
+    """The dense network in one format.
 
     Raises:
-        UsageError: the packages are not installed.
-        VerificationError: ncnn answers otherwise than ONNX Runtime.
+        VerificationError: the format's runtime answers otherwise than ONNX Runtime.
     """
     from exporters.feeds import random_feeds
-    from exporters.ncnn import convert_to_ncnn, missing_packages
+    from exporters.phone_files import TOLERANCE, convert_for_phone
 
-    if missing_packages():
-        raise UsageError(f"--ncnn needs the packages {', '.join(missing_packages())}", "pip install pnnx ncnn")
-    out.info("Converting to ncnn")
-    found = convert_to_ncnn(dense, work.with_suffix(".param"), random_feeds(dense, 2))
-    if not found.comparison.rms_rel <= NCNN_TOLERANCE:
+    found = convert_for_phone(name, dense, work, random_feeds(dense, 2))
+    if not found.equal:
         raise VerificationError(
-            f"ncnn's outputs differ from ONNX Runtime's by {found.comparison.rms_rel:.2%}, allowed: "
-            f"{NCNN_TOLERANCE:.0%}; no file was written",
-            "leave --ncnn out: ncnn's converter does not understand this network",
+            f"{found.title}'s outputs differ from ONNX Runtime's by {found.comparison.rms_rel:.2%}, allowed: "
+            f"{TOLERANCE[found.half_precision]:.1%}; no file was written",
+            f"leave {name} out of --format: its converter does not understand this network",
         )
     return found.to_dict()

@@ -6,7 +6,8 @@ mobile:DEVICE        predicted from the public table (also `model:DEVICE`); `com
 ssh:HOST             ONNX Runtime on another machine
 adb[:SERIAL]         an Android phone, with --binary
 qemu:FOLDER          emulated ARM64: correctness and instruction count, no time
-ncnn                 ncnn on this machine, when installed
+ncnn, mnn, litert,   that mobile runtime on this machine, when installed (also mobile:ncnn, ...); mnn-sparse: MNN
+executorch           with the kernels for zeros that its converter offers
 NAME                 a command of `[targets.NAME]` in compress.toml
 """
 
@@ -25,10 +26,11 @@ from compress_cli.errors import UsageError
 if TYPE_CHECKING:
     from profilers.runners.result import Runner
 
+RUNTIMES = ("ncnn", "mnn", "mnn-sparse", "litert", "executorch")
 KINDS = {
     "cloud-cpu": "measured on this host",
     "cloud-gpu": "measured on this host",
-    "ncnn": "measured on this host",
+    **dict.fromkeys(RUNTIMES, "measured on this host"),
     "mobile": "predicted",
     "ssh": "measured on a device",
     "adb": "measured on a device",
@@ -79,6 +81,8 @@ def _parse(text: str, declared: Mapping[str, Target]) -> Target:
     kind = ALIASES.get(name, name)
     if text in declared:
         return declared[text]
+    if kind == "mobile" and argument in RUNTIMES:
+        kind, argument = argument, ""
     if kind not in KINDS or kind == "command":
         valid = [*(key for key in KINDS if key != "command"), *declared]
         close = difflib.get_close_matches(name, valid, 3)
@@ -86,7 +90,7 @@ def _parse(text: str, declared: Mapping[str, Target]) -> Target:
         raise UsageError(f"--target {text!r} is unknown", f"{hint} [targets.NAME] in compress.toml declares more")
     if kind in NEEDS_ARGUMENT and not argument:
         raise UsageError(f"--target {text!r} lacks its argument", f"write {name}:{NEEDS_ARGUMENT[kind]}")
-    if kind in PROVIDERS and argument:
+    if kind in (*PROVIDERS, *RUNTIMES) and argument:
         raise UsageError(f"--target {text!r} takes no argument", f"write {name}")
     return Target(text, kind, argument, label=KINDS[kind])
 

@@ -29,7 +29,8 @@ TargetOption = Annotated[
     list[str] | None,
     o.option(
         "--target",
-        help="cloud-cpu, cloud-gpu, mobile:DEVICE, ssh:HOST, adb:SERIAL, qemu:FOLDER, ncnn; commas or repeated.",
+        help="cloud-cpu, cloud-gpu, mobile:DEVICE, ncnn, mnn, litert, executorch, ssh:HOST, adb:SERIAL, qemu:FOLDER; "
+        "commas or repeated.",
         metavar="TARGET",
     ),
 ]

@@ -19,7 +19,10 @@ REQUIRED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"
 OPTIONAL = {
     "timm": "models named timm:NAME (pip install 'compress-cli[timm]')",
     "onnxruntime-gpu": "latency on an NVIDIA GPU",
-    "ncnn": "latency in a mobile runtime on this host",
+    "ncnn": "--format ncnn, latency in ncnn (pip install ncnn pnnx)",
+    "MNN": "--format mnn, latency in MNN (pip install MNN)",
+    "litert-torch": "--format litert, latency in LiteRT (pip install litert-torch)",
+    "executorch": "--format executorch, latency in ExecuTorch (pip install executorch)",
 }
 
 EPILOG = "Example:  compress doctor --json"

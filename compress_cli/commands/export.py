@@ -18,7 +18,7 @@ compress export resnet18.pth --weights int8 --calib images/ -o resnet18-int8.onn
 
 compress export pruned.onnx --weights packed-cb4 -o small.onnx
 
-compress export model.pt --weights dense --ort -o model.onnx"""
+compress export model.pt --weights dense --format ort,ncnn,mnn -o model.onnx"""
 
 Source = Annotated[
     str, typer.Argument(metavar="FILE", help="Checkpoint, or an ONNX file made by any tool.", show_default=False)
@@ -44,8 +44,16 @@ Calibration = Annotated[
 ReduceRange = Annotated[
     bool, o.option("--reduce-range", help="int8 with 7-bit weights, for x86 processors without VNNI.")
 ]
-Ort = Annotated[bool, o.option("--ort", help="Also write the .ort file and its required-operators configuration.")]
-Ncnn = Annotated[bool, o.option("--ncnn", help="Also write ncnn's .param and .bin (needs: pip install pnnx ncnn).")]
+Formats = Annotated[
+    list[str] | None,
+    o.option(
+        "--format",
+        help="Also write ort (with its operators' configuration), ncnn, mnn, litert or executorch, each compared with "
+        "the ONNX file; commas or repeated. All but ort need their own packages (compress doctor).",
+        metavar="FORMAT",
+    ),
+]
+Ort = Annotated[bool, o.option("--ort", help="Short for --format ort.")]
 Mobile = Annotated[
     bool, o.option("--mobile", help="Pooling as GlobalAveragePool, and a report on NNAPI and CoreML support.")
 ]
@@ -59,8 +67,8 @@ def export(
     calibration: Calibration = "minmax",
     reduce_range: ReduceRange = False,
     mobile: Mobile = False,
+    format: Formats = None,
     ort: Ort = False,
-    ncnn: Ncnn = False,
     arch: o.Arch = None,
     arch_args: o.ArchArgs = None,
     input_shape: o.InputShape = None,
@@ -93,8 +101,7 @@ def export(
         calibration=calibration,
         reduce_range=reduce_range,
         mobile=mobile,
-        ort=ort,
-        ncnn=ncnn,
+        formats=[*(format or ()), *(["ort"] if ort else [])],
         overwrite=overwrite,
         model={
             "arch": arch,

@@ -37,11 +37,11 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"  mobile    {row['engine']}: {row['supported']} of {row['nodes']} nodes, suitable: {row['suitability']}"
     if document["ort"]:
         yield f"  .ort      {document['ort']['ort']}, {format_bytes(document['ort']['ort_bytes'])} (weights unpacked)"
-    if document["ncnn"]:
-        found = document["ncnn"]
+    for found in document["phone_files"]:
+        precision = "fp16" if found["half_precision"] else "fp32"
         yield (
-            f"  ncnn      {found['param']} and .bin, {format_bytes(found['bytes'])} (dense, fp16), outputs differ by "
-            f"{found['comparison']['rms_rel']:.1e}"
+            f"  {found['format']:<9} {' '.join(found['files'])}, {format_bytes(found['bytes'])} (dense, {precision}), "
+            f"outputs differ by {found['comparison']['rms_rel']:.1e}"
         )
     for note in document["notes"]:
         yield f"  note      {note}"

@@ -98,6 +98,22 @@ def test_mistakes(
     assert shown.out == ""
 
 
+@pytest.mark.parametrize(
+    ("target", "title"), [("mnn", "MNN"), ("mobile:litert", "LiteRT"), ("executorch", "ExecuTorch")]
+)
+def test_runtimes_that_are_not_installed(
+    target: str, title: str, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profilers.mobile.registry.missing", lambda runtime: f"{runtime.title} is not there")
+    code, document, _ = bench(capsys, *files, "--target", f"{target},mobile:raspberry-pi-4")
+    assert (code, document["ok"]) == (0, False)
+    assert document["targets"][0]["failed"] == f"{title} is not there"
+    assert document["targets"][1]["rows"]
+    code, document, _ = bench(capsys, files[0], "--target", target, "--batch", "2")
+    assert (code, document["ok"]) == (3, False)
+    assert "batch 1" in document["error"]["message"]
+
+
 def test_targets_split_at_commas_but_not_inside_a_description() -> None:
     found = parse_targets(["cloud-cpu,mobile:core=cortex-a76,clock=2.4,cores=4,ssh:pi@board", "local"])
     assert [target.text for target in found] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -123,7 +124,11 @@ def test_auto_stays_dense_where_nothing_is_gained(tmp_path: Path, capsys: pytest
         (["--calib", "nowhere"], 3, "nowhere"),
         (["-o", "out.pb"], 2, ".onnx"),
         (["--arch", "torchvision:resnet18"], 2, "is an ONNX file"),
-        (["--ncnn"], 2, "needs the packages"),
+        (["--format", "ncnn"], 2, "ncnn needs pnnx and ncnn, not installed here"),
+        (["--format", "ort,mnn"], 2, "pip install MNN"),
+        (["--format", "litert"], 2, "pip install litert-torch"),
+        (["--format", "executorch"], 2, "pip install executorch"),
+        (["--format", "coreml"], 2, "ort, ncnn, mnn, litert, executorch"),
     ],
 )
 def test_wrong_flags(
@@ -135,7 +140,9 @@ def test_wrong_flags(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("exporters.ncnn.missing_packages", lambda: ("pnnx",))
+    absent = ("pnnx", "ncnn", "MNN", "_tools", "litert_torch", "ai_edge_litert", "executorch", "torchao")
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else find(name))
     source = save(convnet(0.2), tmp_path / "a.onnx")
     assert compress(["export", str(source), *more]) == code
     text = capsys.readouterr().err
