@@ -73,6 +73,8 @@ class RunConfig:
     distill: bool = False
     teacher: str | None = None
     recipe: tuple[str, ...] = ()
+    compile: bool = False
+    tensorboard: str | None = None
     weights: str = "auto"
     safetensors: bool = False
     max_params: str | None = None
@@ -156,6 +158,10 @@ def _check(config: RunConfig) -> None:
         from compress_cli.training.words import parse_recipe
 
         parse_recipe(config.recipe)
+    if config.tensorboard is not None:
+        from compress_cli.training.telemetry import check_tensorboard
+
+        check_tensorboard(config.tensorboard)
     config.limits()
 
 

@@ -154,10 +154,17 @@ RecipeOption = Annotated[
     list[str] | None,
     option(
         "--recipe",
-        help="More of the training recipe, repeatable: ema=0.999, curve=cosine, label_smoothing=0.1, mixup=0.2, ...",
+        help="More of the training recipe, repeatable: ema=0.999, curve=cosine, mixup=0.2, precision=fp16, ...",
         panel=DATA,
         metavar="NAME=VALUE",
     ),
+]
+CompileOption = Annotated[
+    bool | None, option("--compile", help="Train through torch.compile, where there is a compiler.", panel=DATA)
+]
+TensorBoard = Annotated[
+    str | None,
+    option("--tensorboard", help="Write training curves there (package tensorboard).", panel=DATA, metavar="DIR"),
 ]
 WeightsOption = Annotated[
     str | None,

@@ -197,8 +197,10 @@ def _improve(
             job.scores.take("recalibrated", module)
     if quality.can_train and config.epochs != 0:
         from compress_cli.training import finetune
+        from compress_cli.training.orthogonal import factored_layers
 
         constraint = job.method.constraint(module, plan)
+        factored = factored_layers((*job.loaded.plans, plan.to_dict()))
         with session.stage("train", "Fine-tuning"):
             record = finetune(
                 module,
@@ -207,6 +209,7 @@ def _improve(
                 constraint=constraint,
                 plan=plan,
                 teacher=teacher,
+                factored=factored,
             )
         facts = dataclasses.replace(facts, training=record)
     return facts

@@ -155,6 +155,7 @@ def _same_configuration(config: RunConfig, folder: RunFolder) -> RunConfig:
         return config
     saved = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
     free = {"output", "threads", "bench", "export", "version", "exit_zero", "max_size", "max_drop", "max_latency"}
+    free.add("tensorboard")
     mine, theirs = config.to_dict(), saved.to_dict()
     different = [name for name in mine if name not in free and _plain(mine[name]) != _plain(theirs[name])]
     if different:

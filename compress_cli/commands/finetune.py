@@ -25,6 +25,8 @@ def finetune(
     distill: o.Distill = None,
     teacher: o.Teacher = None,
     recipe: o.RecipeOption = None,
+    compile: o.CompileOption = None,
+    tensorboard: o.TensorBoard = None,
     preprocess: o.Preprocess = None,
     mean: o.Mean = None,
     std: o.Std = None,

@@ -50,6 +50,8 @@ def prune(
     weight_decay: o.WeightDecay = None,
     distill: o.Distill = None,
     recipe: o.RecipeOption = None,
+    compile: o.CompileOption = None,
+    tensorboard: o.TensorBoard = None,
     weights: o.WeightsOption = None,
     safetensors: o.Safetensors = None,
     max_loss_rise: o.MaxLossRise = None,

@@ -40,6 +40,10 @@ class EpochDraws:
     shift: Tensor
     mirror: Tensor
 
+    def to(self, device: torch.device) -> EpochDraws:
+        """The same numbers on a device."""
+        return EpochDraws(self.shift.to(device), self.mirror.to(device))
+
 
 def draw(augmentation: Augmentation, images: int, seed: int, epoch: int) -> EpochDraws:
     """The draws of an epoch; equal arguments give equal draws."""
@@ -50,10 +54,13 @@ def draw(augmentation: Augmentation, images: int, seed: int, epoch: int) -> Epoc
 
 
 def augment(images: Tensor, augmentation: Augmentation, draws: EpochDraws, positions: Tensor) -> Tensor:
-    """Shift and mirror (batch, channels, height, width) images, the ones at `positions` of the data set."""
+    """Shift and mirror (batch, channels, height, width) images, the ones at `positions` of the data set.
+
+    Images, draws and positions are on one device, and nothing leaves it.
+    """
     batch, channels, height, width = images.shape
     border = augmentation.border
-    shift, mirror = (part[positions].to(images.device) for part in (draws.shift, draws.mirror))
+    shift, mirror = draws.shift[positions], draws.mirror[positions]
     rows = shift[:, 0, None] + torch.arange(height, device=images.device)  # (batch, height)
     columns = torch.arange(width, device=images.device).expand(batch, width)
     columns = shift[:, 1, None] + torch.where(mirror[:, None], width - 1 - columns, columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Preprocess:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 (batch, channels, height, width) -> float32 input on the same device."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = _by_channel(self.mean, pixels.device), _by_channel(self.std, pixels.device)
         return pixels.float().div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +70,13 @@ class Preprocess:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+
+@lru_cache(maxsize=16)
+def _by_channel(values: Numbers, device: torch.device) -> Tensor:
+    """(1, channels, 1, 1) constants, made once on each device: making them anew would stop a GPU in every batch."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def choose_preprocess(config: RunConfig, loaded: LoadedModel) -> tuple[Preprocess, str]:

@@ -65,6 +65,7 @@ class MemoryImages:
         self._done = torch.zeros(len(images), dtype=torch.bool)
         self._targets = torch.tensor(images.labels, dtype=torch.int64)
         self._resident: dict[torch.device, Tensor] = {}
+        self._labels_on: dict[torch.device, Tensor] = {}
         self._cache = PixelCache(images.files, preprocess) if len(images) > _WORTH_CACHING else None
         self._cache_tried = False
 
@@ -80,33 +81,39 @@ class MemoryImages:
         self, pieces: Sequence[Sequence[int]], *, device: torch.device, epoch: int | None = None, seed: int = 0
     ) -> Iterator[Batch]:
         """See `Split`."""
-        self._ensure([position for piece in pieces for position in piece])
+        everything = torch.tensor([position for piece in pieces for position in piece], dtype=torch.int64)
+        self._ensure(everything.tolist())
         augmentation = self._augmentation if epoch is not None else None
-        draws = draw(augmentation, len(self), seed, epoch or 0) if augmentation is not None else None
+        draws = None if augmentation is None else draw(augmentation, len(self), seed, epoch or 0).to(device)
+        # all that the pieces need of the host goes to the device at once: each copy makes the host wait for it
+        store, labels, there = self._on(device), self._labels(device), everything.to(device)
+        begin = 0
         for piece in pieces:
-            positions = torch.as_tensor(piece, dtype=torch.int64)
-            images = self._gather(positions, device)
+            part = slice(begin, begin + len(piece))
+            begin += len(piece)
+            positions, chosen = everything[part], there[part]
+            images = store[chosen] if store.device == device else _sent(store[positions], device)
             if augmentation is not None and draws is not None:
                 if augmentation.randaugment:
                     images = rand_augment(images, positions, seed, epoch or 0)
-                images = augment(images, augmentation, draws, positions)
-            target = self._targets[positions].to(device) if len(self._targets) else None
+                images = augment(images, augmentation, draws, chosen)
+            target = labels[chosen] if len(labels) else None
             yield Batch((self._preprocess.normalise(images),), target, positions)
-
-    def _gather(self, positions: Tensor, device: torch.device) -> Tensor:
-        store = self._on(device)
-        return store[positions.to(store.device)].to(device)
 
     def _on(self, device: torch.device) -> Tensor:
         """The pixels where they are gathered: on a GPU when they take at most a third of its free memory."""
         assert self._pixels is not None
-        if device.type != "cuda":
+        if device.type == "cpu":
             return self._pixels
-        if device not in self._resident and bool(self._done.all()):
-            free, _ = torch.cuda.mem_get_info(device)
-            if self._pixels.numel() < free / 3:
-                self._resident[device] = self._pixels.to(device)
+        if device not in self._resident and bool(self._done.all()) and self._pixels.numel() < _free_bytes(device) / 3:
+            self._resident[device] = self._pixels.to(device)
         return self._resident.get(device, self._pixels)
+
+    def _labels(self, device: torch.device) -> Tensor:
+        """The classes of all images on a device; empty without classes."""
+        if device not in self._labels_on:
+            self._labels_on[device] = self._targets.to(device)
+        return self._labels_on[device]
 
     def _ensure(self, positions: Sequence[int]) -> None:
         """Decode what is asked for and not there yet; everything when more than half is."""
@@ -132,3 +139,12 @@ class MemoryImages:
         self._done[torch.tensor(missing)] = True
         if everything and self._cache is not None:
             self._cache.store(self._pixels)
+
+
+def _free_bytes(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+
+
+def _sent(images: Tensor, device: torch.device) -> Tensor:
+    """Images on their way to a GPU, which does not make the host wait."""
+    return (images.pin_memory() if device.type == "cuda" else images).to(device, non_blocking=True)

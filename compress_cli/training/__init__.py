@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from compress_cli.quality import Quality
@@ -23,6 +26,7 @@ def finetune(
     schedule: Schedule | None = None,
     plan: Any | None = None,
     teacher: nn.Module | None = None,
+    factored: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a compressed module on, in place; it ends in eval mode on the CPU.
 
@@ -32,6 +36,7 @@ def finetune(
         schedule: how the sparsity grows in the modes `gradual` and `st3`; None for the default ramp.
         plan: the method's plan; for magnitude pruning, --schedule may rank its tensors anew while training.
         teacher: the original; used when the recipe distils.
+        factored: layers that are pairs of an encoder and a decoder now.
 
     Returns:
         The report's section on training.
@@ -42,9 +47,10 @@ def finetune(
         InputError: data or disk failed; the last saved state is whole.
     """
     from compress_cli.training.modes import choose_sparsifier, final_sparsity
+    from compress_cli.training.optimizers import step_plan
     from compress_cli.training.placing import placed
     from compress_cli.training.recipe import choose_recipe
-    from compress_cli.training.trainer import Trainer, step_plan
+    from compress_cli.training.trainer import Trainer
 
     config = session.config
     if config.teacher is not None:
@@ -57,15 +63,16 @@ def finetune(
         recipe = choose_recipe(config, sparsity=sparsity, distils=distils)
     steps = step_plan(recipe, len(quality.train))[1] * recipe.epochs
     sparsifier = choose_sparsifier(module, constraint, plan, config.schedule, steps, schedule)
+    session.out.info(f"  {recipe.words()}")
     for reason in recipe.reasons:
-        session.out.detail(f"  {reason}")
+        session.out.info(f"  {reason}")
     device = quality.device
-    with placed(module, device):
-        if teacher is not None and (recipe.distill > 0 or recipe.features > 0):
-            teacher.eval()
-            with placed(teacher, device):
-                return Trainer(module, quality, recipe, session, sparsifier=sparsifier, teacher=teacher).run()
-        return Trainer(module, quality, recipe, session, sparsifier=sparsifier, teacher=None).run()
+    distilled = teacher if recipe.distill > 0 or recipe.features > 0 else None
+    with placed(module, device), placed(distilled, device) if distilled is not None else nullcontext():
+        if distilled is not None:
+            distilled.eval()
+        made = Trainer(module, quality, recipe, session, sparsifier=sparsifier, teacher=distilled, factored=factored)
+        return made.run()
 
 
 __all__ = ["finetune"]

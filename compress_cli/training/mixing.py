@@ -1,8 +1,9 @@
-"""mixup and CutMix: a batch blended with a permutation of itself, the loss blended alike.
+"""mixup and CutMix: a batch blended with itself shifted by one sample, the loss blended alike.
 
 Zhang et al., "mixup", ICLR 2018, arXiv 1710.09412; Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899. Both draw
 lambda ~ Beta(alpha, alpha); CutMix pastes a box of area 1 - lambda and corrects lambda for the image's border. Blending
-losses equals blending one-hot targets for cross entropy, and works for any loss of one number per sample.
+losses equals blending one-hot targets for cross entropy, and works for any loss of one number per sample. The partner
+is the sample before, as in torchvision's transforms v2: batches are shuffled, and no order has to go to the device.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def mixed(batch: Batch, recipe: Recipe) -> tuple[Batch, Batch | None, float]:
     cut = bool(recipe.cutmix) and (not recipe.mixup or bool(torch.rand(()) < 0.5))
     alpha = recipe.cutmix if cut else recipe.mixup
     share = float(torch.distributions.Beta(alpha, alpha).sample())
-    order = torch.randperm(len(image))
+    partner = image.roll(1, 0)
     if cut:
-        image, share = paste_box(image, image[order.to(image.device)], share)
+        image, share = paste_box(image, partner, share)
     else:
-        image = share * image + (1 - share) * image[order.to(image.device)]
+        image = share * image + (1 - share) * partner
     run = dataclasses.replace(batch, inputs=(image, *batch.inputs[1:]))
-    return run, dataclasses.replace(run, target=permuted(batch.target, order)), share
+    return run, dataclasses.replace(run, target=rolled(batch.target)), share
 
 
 def paste_box(image: Tensor, other: Tensor, share: float) -> tuple[Tensor, float]:
@@ -51,12 +52,12 @@ def paste_box(image: Tensor, other: Tensor, share: float) -> tuple[Tensor, float
     return image, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def permuted(target: Any, order: Tensor) -> Any:
-    """A collated target with its samples in another order."""
+def rolled(target: Any) -> Any:
+    """A collated target with every sample's place taken by the one before."""
     if isinstance(target, Tensor):
-        return target[order.to(target.device)]
+        return target.roll(1, 0)
     if isinstance(target, Mapping):
-        return {key: permuted(value, order) for key, value in target.items()}
+        return {key: rolled(value) for key, value in target.items()}
     if isinstance(target, (list, tuple)):
-        return [permuted(value, order) for value in target]
+        return [rolled(value) for value in target]
     return target

@@ -1,6 +1,8 @@
 """How the arithmetic of training runs on a device: plain float32 on a CPU; on a GPU bfloat16 products, channels last.
 
-The float32 weights and their gradients stay float32 everywhere.
+The float32 weights and their gradients stay float32 everywhere. float16 products need their loss scaled, as small
+gradients would vanish (Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv 1710.03740): the scale grows
+while gradients stay finite, and a step whose gradients overflow is left out.
 """
 
 from __future__ import annotations
@@ -8,25 +10,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress_cli.data import Batch
 from compress_cli.training import distributed
 
+_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {None: "float32", torch.bfloat16: "bfloat16 autocast", torch.float16: "float16 autocast, scaled loss"}
+
 
 class Numerics:
-    """Precision and memory layout on one device."""
+    """Precision and memory layout on one device.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: float32 on a CPU, the 16-bit type that a GPU has units for.
+    """
+
+    def __init__(self, device: torch.device, precision: str = "auto") -> None:
         self.device = device
-        self.mixed = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._type = _TYPES[precision] if precision != "auto" else _usual_type(device)
+        self._scaler: Any = torch.amp.GradScaler(device.type, enabled=self._type is torch.float16)
 
     @property
     def name(self) -> str:
         """For the report."""
-        return "bfloat16 autocast, channels last" if self.mixed else "float32"
+        return _NAMES[self._type] + (", channels last" if self.device.type == "cuda" else "")
 
     def prepare_(self, module: nn.Module) -> None:
         """Lay convolution weights out for the device."""
@@ -49,9 +60,32 @@ class Numerics:
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around forward pass and loss."""
-        if not self.mixed:
+        if self._type is None:
             return contextlib.nullcontext()
-        return torch.autocast("cuda", torch.bfloat16)
+        return torch.autocast(self.device.type, self._type)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, scaled where the precision needs it."""
+        self._scaler.scale(loss).backward()
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the gradients their true size, once before a step."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser's step, left out when scaled gradients overflowed; fused optimisers decide on the device."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and how long it has held; empty without scaling."""
+        state: dict[str, Any] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(saved)
 
     def parallel(self, module: nn.Module, has_unused: Callable[[], bool]) -> nn.Module:
         """The module whose gradients are averaged over all processes; the module itself when alone."""
@@ -63,6 +97,13 @@ class Numerics:
     @staticmethod
     def last_part(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
         """Around each accumulated part: gradients are exchanged in the last one only."""
+        network = getattr(network, "_orig_mod", network)  # inside torch.compile
         if isinstance(network, nn.parallel.DistributedDataParallel) and not last:
             return network.no_sync()
         return contextlib.nullcontext()
+
+
+def _usual_type(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -14,6 +14,7 @@ from compress_cli.tasks import CrossEntropy, Task, mean_present
 from compress_cli.training.distill import teacher_loss
 from compress_cli.training.features import FeaturePoints
 from compress_cli.training.mixing import mixed
+from compress_cli.training.orthogonal import Encoders
 from compress_cli.training.recipe import Recipe
 from exporters.outputs import flatten_outputs
 
@@ -26,6 +27,7 @@ class Objective:
     recipe: Recipe
     teacher: nn.Module | None
     points: FeaturePoints | None = None
+    encoders: Encoders | None = None
 
     @classmethod
     def of(
@@ -34,10 +36,11 @@ class Objective:
         recipe: Recipe,
         teacher: nn.Module | None,
         points: FeaturePoints | None = None,
+        encoders: Encoders | None = None,
     ) -> Objective:
         """The objective of a recipe; label smoothing applies to the built-in cross entropy."""
         chosen = tuple(_smoothed(task, recipe.label_smoothing) for task in tasks)
-        return cls(chosen, recipe, teacher, points)
+        return cls(chosen, recipe, teacher, points, encoders)
 
     def watched(self) -> AbstractContextManager[None]:
         """Around the training: what the loss needs to see inside the networks."""
@@ -57,6 +60,8 @@ class Objective:
             loss = share * loss + (1 - share) * self._loss(outputs, theirs, other)
         if self.points is not None:
             loss = loss + self.recipe.features * self.points.distance()
+        if self.encoders is not None:
+            loss = loss + self.recipe.orthogonal * self.encoders.penalty()
         return loss
 
     def _loss(self, named: dict[str, Tensor], theirs: dict[str, Tensor] | None, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compress_cli.config import RunConfig
 
 Curve = Literal["linear", "cosine", "constant", "one-cycle"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DEFAULT_EPOCHS = 10
 
 
@@ -30,8 +31,10 @@ class Recipe:
         ema: decay a step of the averaged weights that are kept in the end; None keeps the last ones.
         distill: weight of the teacher's outputs in the loss, 0 to 1; `temperature` softens both outputs.
         features: weight of the teacher's features, added to the loss.
+        orthogonal: weight of the angles between rows of decomposed layers' encoders, added to the loss.
         mixup, cutmix: their alpha; 0 without.
         randaugment: torchvision's RandAugment on training images.
+        precision: of products; `auto` is float32 on a CPU, on a GPU the 16-bit type that it has units for.
         checkpoint_minutes: time between saved states inside an epoch (one is saved after each epoch anyway).
         reasons: why the defaults are what they are, for the report.
     """
@@ -52,9 +55,11 @@ class Recipe:
     distill: float = 0.0
     temperature: float = 4.0
     features: float = 0.0
+    orthogonal: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     randaugment: bool = False
+    precision: Precision = "auto"
     checkpoint_minutes: float = 5.0
     seed: int = 0
     reasons: tuple[str, ...] = ()
@@ -62,6 +67,24 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; a run resumes only with an equal one."""
         return {**dataclasses.asdict(self), "reasons": list(self.reasons)}
+
+    def words(self) -> str:
+        """The recipe in a line for people.
+
+        Example: `Recipe(10, 0.02).words()` begins "10 epochs of 128 images a step, SGD at learning rate 0.02 (linear)".
+        """
+        optimizer = "SGD" if self.optimizer == "sgd" else "AdamW"
+        parts = [
+            f"{self.epochs} epochs of {self.batch_size} images a step",
+            f"{optimizer} at learning rate {self.lr:g} ({self.curve})",
+            f"weight decay {self.weight_decay:g}",
+        ]
+        usual = Recipe(self.epochs, self.lr)
+        shown = {item.name for item in dataclasses.fields(self)} - {
+            "epochs", "lr", "batch_size", "optimizer", "curve", "weight_decay", "reasons", "seed", "checkpoint_minutes"
+        }  # fmt: skip
+        changed = [name for name in usual.to_dict() if name in shown and getattr(self, name) != getattr(usual, name)]
+        return ", ".join(parts + [f"{name} {_short(getattr(self, name))}" for name in changed])
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate of an optimiser step, counted from 0, of `steps`; a pure function, so nothing is to be saved.
@@ -78,6 +101,10 @@ class Recipe:
         if self.curve == "linear":
             return self.lr * (1 - share)
         return self.lr * (1 + math.cos(math.pi * share)) / 2
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def choose_recipe(config: RunConfig, *, sparsity: float | None, distils: bool) -> Recipe:

@@ -22,15 +22,20 @@ from compress_cli.data.augment import mix
 from compress_cli.errors import EXIT_VERIFICATION, CompressError, InputError, UsageError
 from compress_cli.training import distributed
 from compress_cli.training.averaging import Average
-from compress_cli.training.features import FeaturePoints
+from compress_cli.training.compiling import compiled_or_not
 from compress_cli.training.history import write_history
 from compress_cli.training.interrupts import Pending, deferred_interrupts
 from compress_cli.training.numerics import Numerics
 from compress_cli.training.objective import Objective
+from compress_cli.training.optimizers import make_optimizer, step_plan
+from compress_cli.training.probing import encoders_kept_orthogonal, feature_points, has_unused_parameters
 from compress_cli.training.saving import load_state, save_state
 from compress_cli.training.sparse import Dense
+from compress_cli.training.telemetry import Curves
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from compress_cli.console import ProgressLine
     from compress_cli.data import Batch
     from compress_cli.quality import Quality, Score
@@ -60,6 +65,9 @@ class Progress:
 class Trainer:
     """One training run of a module that is already on its device.
 
+    Args:
+        factored: names of the layers that are pairs of an encoder and a decoder, for `Recipe.orthogonal`.
+
     Raises:
         InputError: fewer than two training images.
     """
@@ -73,6 +81,7 @@ class Trainer:
         *,
         sparsifier: Dense,
         teacher: nn.Module | None,
+        factored: Sequence[str] = (),
     ) -> None:
         self.module = module
         self.quality = quality
@@ -82,15 +91,24 @@ class Trainer:
         self.split = quality.train
         self.batch, self.steps_per_epoch = step_plan(recipe, len(self.split))
         self.steps = self.steps_per_epoch * recipe.epochs
-        self.numerics = Numerics(quality.device)
+        self.numerics = Numerics(quality.device, recipe.precision)
         self.numerics.prepare_(module)
-        self.objective = Objective.of(quality.tasks, recipe, teacher, self._points(teacher))
-        self.network = self.numerics.parallel(module, self._has_unused_parameters)
-        self.optimizer = _optimizer(module, recipe, quality.device)
+        points = feature_points(module, teacher, recipe, self._sample, session)
+        encoders = encoders_kept_orthogonal(module, factored, recipe, session)
+        self.objective = Objective.of(quality.tasks, recipe, teacher, points, encoders)
+        self.network = self.numerics.parallel(
+            module, lambda: has_unused_parameters(module, self.objective, self._sample)
+        )
+        self.compiled = False
+        if session.config.compile:
+            self._compile()
+        self.optimizer = make_optimizer(module, recipe, quality.device)
+        self.curves = Curves(None, 0)
         self.average = Average(module, recipe.ema) if recipe.ema is not None else None
         self.progress = Progress()
         self.finished = False
         self._recent = torch.zeros((), device=quality.device)
+        self._unseen = 0
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or from a saved state to the end; the module then has its final weights, in eval mode.
@@ -103,9 +121,13 @@ class Trainer:
         if self.session.resume:
             self._resume()
         if not self.finished:
+            self.curves = Curves(self._curves_folder(), self.progress.step)
             with deferred_interrupts() as pending, self._bar() as bar, self.objective.watched():
-                while self.progress.step < self.steps:
-                    self._epoch(pending, bar)
+                try:
+                    while self.progress.step < self.steps:
+                        self._epoch(pending, bar)
+                finally:
+                    self.curves.close()
             self._finish()
         return self.record()
 
@@ -122,6 +144,7 @@ class Trainer:
             "device": str(self.quality.device),
             "processes": distributed.world(),
             "precision": self.numerics.name,
+            "compiled": self.compiled,
             "seconds": done.seconds,
             "images_per_second": images / done.seconds if done.seconds > 0 else None,
             "history": done.history,
@@ -175,31 +198,36 @@ class Trainer:
                 # after the batch was read: reading without worker processes draws from the same generator
                 torch.manual_seed(mix(self.recipe.seed, step, 3, part, distributed.rank()))
                 self._recent += self._backward(batch)
+        self._unseen += 1
         if (step + 1) % self.numerics.look_every == 0:
-            self._look()
+            self._look(step + 1)
+        self.numerics.unscale_(self.optimizer)
         self.sparsifier.after_backward_()
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
+        self.numerics.step(self.optimizer)
         self.sparsifier.after_step_(self.optimizer, step)
         if self.average is not None:
             self.average.update_(self.module)
         self.progress.step += 1
         self.progress.loss_steps += 1
 
-    def _look(self) -> None:
-        """Fetch the losses of the last steps from the device; on a GPU only now and then, as it waits for them."""
+    def _look(self, made: int) -> None:
+        """Fetch the losses of the last of `made` steps from the device; on a GPU only now and then, as it waits."""
         loss = float(self._recent)
         self._recent.zero_()
         if not math.isfinite(loss):
             raise self._diverged(loss)
         self.progress.loss_sum += loss
+        if self._unseen:
+            self.curves.point("loss", loss / self._unseen, made)
+        self._unseen = 0
 
     def _backward(self, batch: Batch) -> Tensor:
         with self.numerics.autocast():
             loss = self.objective(self.network, self.numerics.batch(batch))
         loss = loss / self.recipe.accumulate
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.numerics.backward(loss)
         return loss.detach()
 
     def _bar(self) -> AbstractContextManager[ProgressLine | None]:
@@ -208,33 +236,34 @@ class Trainer:
             return nullcontext()
         return self.session.out.progress("Fine-tuning")
 
-    def _has_unused_parameters(self) -> bool:
-        """Whether some parameter gets no gradient from the loss: processes must not wait for it."""
-        batch = next(iter(self.split.batches([[0]], device=self.quality.device)))
+    def _sample(self) -> Batch:
+        return next(iter(self.split.batches([[0]], device=self.quality.device)))
+
+    def _compile(self) -> None:
+        """Let `network` be compiled; not where hooks look into it, which a compiler may leave out."""
+        if self.objective.points is not None:
+            self.session.warn("--compile: features are compared inside the network, which is trained without it")
+            return
+        piece = list(range(self.batch // self.recipe.accumulate))[distributed.rank() :: distributed.world()]
+        batch = next(iter(self.split.batches([piece], device=self.quality.device)))
+
+        def loss_of(network: nn.Module) -> Tensor:
+            with self.numerics.autocast():
+                return self.objective(network, self.numerics.batch(batch))
+
         flags = [(layer, layer.training) for layer in self.module.modules()]
-        self.module.eval()
-        with self.objective.watched():
-            self.objective(self.module, batch).backward()  # type: ignore[no-untyped-call]
+        self.module.train()
+        device = self.quality.device
+        self.network, self.compiled = compiled_or_not(self.network, loss_of, self.session.warn, device)
         for layer, training in flags:
             layer.training = training
-        unused = any(weight.grad is None for weight in self.module.parameters() if weight.requires_grad)
-        self.module.zero_grad(set_to_none=True)
-        return unused
 
-    def _points(self, teacher: nn.Module | None) -> FeaturePoints | None:
-        """Where features are compared; None without that wish, a teacher, or a point of equal shape."""
-        if teacher is None or not self.recipe.features:
-            return None
-        batch = next(iter(self.split.batches([[0]], device=self.quality.device)))
-        points = FeaturePoints(self.module, teacher, batch.inputs)
-        if not points.names:
-            self.session.warn("no features are distilled: no module has the original's output shape")
-            return None
-        self.session.out.info(f"  features compared at {', '.join(points.names)}")
-        return points
+    def _curves_folder(self) -> str | None:
+        """Where the first process writes TensorBoard files."""
+        return self.session.config.tensorboard if distributed.rank() == 0 else None
 
     def _close_epoch(self, epoch: int, bar: ProgressLine | None) -> None:
-        self._look()
+        self._look(self.progress.step)
         done = self.progress
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -250,6 +279,7 @@ class Trainer:
         done.history.append(row)
         if distributed.rank() == 0:
             write_history(self.session.folder.file("history.csv"), done.history)
+        self.curves.epoch(row)
         done.loss_sum, done.loss_steps = 0.0, 0
         if epoch + 1 < self.recipe.epochs:
             self.save()
@@ -288,6 +318,7 @@ class Trainer:
                     "progress": {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__},
                     "weights": self.module.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.numerics.state_dict(),
                     "sparsifier": self.sparsifier.state_dict(),
                     "average": None if self.average is None else self.average.state_dict(),
                 },
@@ -306,6 +337,7 @@ class Trainer:
         try:
             self.module.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.numerics.load_state_dict(state["scaler"])
             self.sparsifier.load_state_dict(state["sparsifier"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
@@ -343,29 +375,3 @@ class Trainer:
         mean = done.loss_sum / done.loss_steps if done.loss_steps else 0.0
         extra = f"loss {mean:.4f}, lr {self.recipe.rate_at(done.step, self.steps):.2g}" if done.loss_steps else ""
         bar.update(done.step, self.steps, extra)
-
-
-def step_plan(recipe: Recipe, images: int) -> tuple[int, int]:
-    """Images a step (as asked, at most all there are, divisible between processes and parts), and steps an epoch."""
-    unit = recipe.accumulate * distributed.world()
-    batch = min(recipe.batch_size, images) // unit * unit
-    if batch < 2 * unit and images < 2 * unit:
-        raise InputError(f"{images} training images are too few to train on", "add images, or pass --epochs 0")
-    batch = max(batch, unit)
-    return batch, images // batch
-
-
-def _optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """SGD or AdamW; biases and normalisation parameters (one dimension) are not decayed."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise InputError("the network has no parameters that train (requires_grad)", "pass --epochs 0")
-    fast = {"fused": True} if device.type == "cuda" else {"foreach": True}
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, **fast)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, **fast)
