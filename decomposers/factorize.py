@@ -25,12 +25,14 @@ from decomposers.folding import (
     matrix_sizes,
     unfold,
 )
-from decomposers.spectra import CHUNK, gram
+from decomposers.spectra import CHUNK, HUGE_ROWS, gram
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SUPPORTED: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS.values(), *TRANSPOSED.values())
 PROOF_TOLERANCE = 1e-9
+PROOF_ROWS = 24
+"""Positions along each axis that a proof computes, apart from those near the borders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,10 @@ def shape_of(layer: nn.Module) -> LayerShape:
 
 
 def svd_factors(weight: Tensor, shape: LayerShape, form: Form, name: str = "weight") -> Factors:
-    """Cut the singular value decomposition of every slice at the form's rank, in float64.
+    """Cut the singular value decomposition of every slice at the form's rank, in float64 (huge ones in float32).
 
     The eigenvectors of the smaller Gram matrix give one side, a product with the slice the other, so the cost is
-    that of the smaller side.
+    that of the smaller side. In float32 the vectors are orthonormal to 1e-5, which is all that the product needs.
 
     Args:
         weight: as the layer stores it.
@@ -85,18 +87,20 @@ def svd_factors(weight: Tensor, shape: LayerShape, form: Form, name: str = "weig
     matrices = fold(weight.detach(), shape, form.scheme, form.groups)  # (G k, rows, columns)
     wide = matrices.shape[1] <= matrices.shape[2]
     side = matrices if wide else matrices.mT
-    values, vectors = torch.linalg.eigh(gram(side))
+    huge = side.shape[1] > HUGE_ROWS and side.dtype != torch.float64
+    values, vectors = torch.linalg.eigh(gram(side, torch.float32 if huge else torch.float64))
     basis = vectors.flip(-1)[..., : form.rank]  # (G k, small side, j), largest first
-    scale = values.flip(-1)[..., : form.rank].clamp(min=0).pow(0.25)  # S^1/2 of each slice
+    least = values[..., -1:].clamp(min=0) * torch.finfo(values.dtype).eps  # what is below it is rounding
+    scale = values.flip(-1)[..., : form.rank].maximum(least).pow(0.25)  # S^1/2 of each slice
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     near, far = basis * scale.unsqueeze(-2), inverse.unsqueeze(-1) * _project(basis, side)
     return Factors(far, near) if wide else Factors(near.mT.contiguous(), far.mT.contiguous())
 
 
 def _project(basis: Tensor, side: Tensor) -> Tensor:
-    """Return basis' side in float64, converting some columns of a large matrix at a time."""
+    """Return basis' side in the type of the basis, converting some columns of a large matrix at a time."""
     width = max(1, CHUNK // (side.shape[0] * side.shape[1]))
-    parts = [basis.mT @ side[..., start : start + width].double() for start in range(0, side.shape[2], width)]
+    parts = [basis.mT @ side[..., start : start + width].to(basis.dtype) for start in range(0, side.shape[2], width)]
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
@@ -247,6 +251,15 @@ def dense_twin(layer: nn.Module, pair: nn.Sequential, form: Form) -> nn.Module:
     return result
 
 
+def _proof_size(layer: Any, input_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Shrink an input where positions repeat: a layer does the same at each, so some of them show as much as all."""
+    axes = len(shape_of(layer).kernel)
+    if not axes:
+        return (*(min(size, PROOF_ROWS) for size in input_size[:-1]), input_size[-1])
+    extents = zip(input_size[-axes:], layer.kernel_size, layer.dilation, strict=True)
+    return (*input_size[:-axes], *(min(size, PROOF_ROWS + 2 * taps * step) for size, taps, step in extents))
+
+
 def prove_layer(
     layer: nn.Module, pair: nn.Sequential, form: Form, input_size: tuple[int, ...], name: str = "layer"
 ) -> float:
@@ -256,7 +269,7 @@ def prove_layer(
         layer: the original layer, which gives stride, padding and dilation; its weight is not used.
         pair: what replaced it.
         form: how it was replaced.
-        input_size: size of the input, batch included.
+        input_size: size of the input, batch included; of large ones a part.
         name: used in the error.
 
     Returns:
@@ -267,7 +280,7 @@ def prove_layer(
     """
     generator = torch.Generator().manual_seed(0)
     device = halves(pair)[0].weight.device
-    sample = torch.randn(input_size, generator=generator, dtype=torch.float64).to(device)
+    sample = torch.randn(_proof_size(layer, input_size), generator=generator, dtype=torch.float64).to(device)
     with torch.no_grad():
         expected: Tensor = dense_twin(layer, pair, form)(sample)
         found: Tensor = copy.deepcopy(pair).double()(sample)

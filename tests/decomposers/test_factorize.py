@@ -21,7 +21,7 @@ from decomposers.factorize import (
     svd_factors,
     write_factors,
 )
-from decomposers.folding import Form, distinct_schemes, factored_weights, rank_limit
+from decomposers.folding import Form, LayerShape, distinct_schemes, factored_weights, rank_limit
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "plain": (lambda: nn.Conv2d(8, 6, 3), (2, 8, 9, 7)),
@@ -144,6 +144,32 @@ def test_truncation_leaves_the_tail_of_the_spectrum() -> None:
         rest = weight - reconstruct(svd_factors(weight, shape, Form(0, 1, rank)), shape, Form(0, 1, rank))
         values = torch.linalg.svdvals(weight.flatten(1))
         assert torch.linalg.matrix_norm(rest.flatten(1), 2) == pytest.approx(float(values[rank]), rel=1e-9)
+
+
+def test_single_precision_vectors_of_huge_layers_lose_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("decomposers.factorize.HUGE_ROWS", 8)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(24, 24, generator=generator).double())[0]
+    right = torch.linalg.qr(torch.randn(40, 24, generator=generator).double())[0]
+    values = 0.5 ** torch.arange(24.0).double()
+    weight = ((left * values) @ right.mT).float()
+    shape = LayerShape(24, 40)
+    for rank in (4, 12):
+        factors = svd_factors(weight, shape, Form(0, 1, rank))
+        rest = weight.double() - factors.product()[0].double()
+        assert factors.encoder.dtype == torch.float32
+        assert torch.linalg.matrix_norm(rest, 2) <= values[rank] * (1 + 1e-3) + 3e-6
+    whole = svd_factors(weight, shape, Form(0, 1, 24)).product()[0]
+    assert torch.allclose(whole, weight, atol=1e-5)
+
+
+def test_a_large_input_is_proved_on_a_part_of_it() -> None:
+    seen: list[tuple[int, ...]] = []
+    layer = nn.Conv2d(4, 4, 3, dilation=2, padding=2)
+    pair = decompose(layer, Form(0, 2, 1))
+    pair.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
+    assert prove_layer(layer, pair, Form(0, 2, 1), (1, 4, 500, 30)) < 1e-9
+    assert seen == [(1, 4, 36, 30)]
 
 
 def test_zero_and_rank_deficient_weights_factor() -> None:
