@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from exporters.detections import paired
 from exporters.errors import first_line
 from exporters.outputs import run_model
 
@@ -135,7 +136,7 @@ def verify(
     notes: list[str] = []
     pairs: list[_Pair] = []
     for inputs in [*real_inputs, *_random_cases(example_inputs, free, batches, seeds, notes)]:
-        pair = _run_both(model, runner, inputs, input_names, notes)
+        pair = _run_both(model, runner, inputs, input_names, notes, rtol)
         if isinstance(pair, str):
             return _failed(rtol, atol, pair)
         if pair is not None:
@@ -215,6 +216,7 @@ def _run_both(
     inputs: tuple[Tensor, ...],
     input_names: Sequence[str],
     notes: list[str],
+    rtol: float,
 ) -> _Pair | str | None:
     """Outputs of both sides; a reason when the file is wrong; None (and a note) when PyTorch itself refuses."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
@@ -231,7 +233,10 @@ def _run_both(
         return f"ONNX Runtime fails at batch {batch}, where PyTorch does not: {first_line(error)}"
     if len(got) != len(expected):
         return f"the file has {len(got)} outputs, the model {len(expected)}"
-    return _Pair(batch, tuple(expected), tuple(_array(t) for t in expected.values()), tuple(map(np.asarray, got)))
+    names, arrays = tuple(expected), tuple(_array(t) for t in expected.values())
+    both = paired(names, arrays, [np.asarray(array) for array in got], rtol)
+    notes += both.notes()
+    return _Pair(batch, names, both.expected, both.got)
 
 
 def _array(tensor: Tensor) -> Array:
