@@ -2,10 +2,12 @@
 
 Every method chooses on the same trained weights; accuracy is counted on the test images of an unpacked ImageFolder.
 A pair of layers is evaluated as the dense layer with its reconstructed weight (the proof shows that they are equal),
-which is several times faster. Data-aware methods see unlabelled training images. With --recover the decoders are then
-refitted by `compress_cli.recovery` on the same images, which is recorded as a row of its own.
+batch norms folded in, which is several times faster. Data-aware methods see unlabelled training images. With --recover
+the decoders are then refitted by `compress_cli.recovery` on the same images, which is recorded as a row of its own.
+Rows that are there for the same number of images are kept, so that the script can be stopped and started again.
 
-    OMP_NUM_THREADS=1 python benchmarks/decompose_accuracy.py --checkpoints ../shared/data/checkpoints --images DIR
+    OMP_NUM_THREADS=1 python benchmarks/decompose_accuracy.py --checkpoints ../shared/data/checkpoints --images DIR \\
+        --recover [--only '*50%*' ...] [--again] [--minutes 13]
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from decomposers import alds
 from decomposers.options import AldsOptions, options_of
@@ -45,7 +49,11 @@ METHODS: dict[str, AldsOptions] = {
     "svd-energy": options_of("svd-energy"),
     "pca": options_of("pca"),
 }
-BUDGETS: tuple[tuple[Quantity, float], ...] = (("params", 0.7), ("params", 0.5), ("params", 0.3), ("macs", 0.5))
+METHODS_FIRST = ("alds", "alds, all schemes", "fro sum")
+BASELINES = ("svd", "svd-energy", "pca")
+DEPTHS = (20, 56)
+DEEP_BUDGETS: tuple[tuple[Quantity, float], ...] = (("params", 0.5), ("params", 0.3))
+BUDGETS: tuple[tuple[Quantity, float], ...] = (("params", 0.7), *DEEP_BUDGETS, ("macs", 0.5))
 
 
 @dataclass(frozen=True)
@@ -61,29 +69,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True, help="folder with train/CLASS/* and test/CLASS/*")
-    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--depths", nargs="*", type=int, default=list(DEPTHS))
     parser.add_argument("--per-class", type=int, default=1000, help="test images of each class")
     parser.add_argument("--calib", type=int, default=300, help="unlabelled training images")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--budgets", nargs="*", default=[f"{q}:{s}" for q, s in BUDGETS])
+    parser.add_argument("--only", nargs="*", default=["*"], help="globs on rows such as `resnet20 | params 50% | svd`")
+    parser.add_argument("--again", action="store_true", help="also repeat recorded rows")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--recover", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = trained(arguments.checkpoints, arguments.depth)
+    end = time.monotonic() + 60 * arguments.minutes
+    models = {depth: trained(arguments.checkpoints, depth) for depth in arguments.depths}
     images = read_images(arguments.images, arguments.per_class, arguments.calib)
-    recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    rows: dict[str, Any] = recorded.setdefault(f"resnet{arguments.depth}", {})
     setting = {"test_images": len(images.labels), "calibration_images": arguments.calib}
-    rows["dense"] = {"top1": accuracy(model, images), **setting}
-    print("dense", rows["dense"], flush=True)
-    for text in arguments.budgets:
-        quantity, share = text.split(":")
-        for name in arguments.methods:
-            found = tried(model, METHODS[name], (quantity, float(share)), images, arguments.recover)
-            for suffix, row in found.items():
-                rows[f"{quantity} {float(share):.0%} | {name}{suffix}"] = {**row, **setting}
-                print(f"{quantity} {share} {name}{suffix}", json.dumps(row), flush=True)
-            RESULTS.write_text(json.dumps(recorded, indent=1) + "\n")
+    for net, quantity, share, name in wanted(arguments.depths):
+        key = f"{quantity} {share:.0%} | {name}"
+        if time.monotonic() > end or not any(fnmatchcase(f"resnet{net} | {key}", glob) for glob in arguments.only):
+            continue
+        recorded = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+        rows: dict[str, Any] = recorded.setdefault(f"resnet{net}", {})
+        last = rows.get(f"{key}, recovered" if arguments.recover else key, {})
+        if {**last, **setting} == last and not arguments.again:
+            continue
+        if rows.get("dense", {}).get("test_images") != len(images.labels):
+            rows["dense"] = {"top1": accuracy(models[net], images), **setting}
+            print(f"resnet{net} dense", rows["dense"], flush=True)
+        for suffix, row in tried(models[net], METHODS[name], (quantity, share), images, arguments.recover).items():
+            rows[key + suffix] = {**row, **setting}
+            print(f"resnet{net} {key}{suffix}", json.dumps(row), flush=True)
+        arguments.results.write_text(json.dumps(recorded, indent=1) + "\n")
+
+
+def wanted(depths: Sequence[int]) -> list[tuple[int, Quantity, float, str]]:
+    """All rows: the candidates for the default first, then what they are compared with."""
+    found: list[tuple[int, Quantity, float, str]] = []
+    for names in (METHODS_FIRST, BASELINES, [name for name in METHODS if name not in (*METHODS_FIRST, *BASELINES)]):
+        for depth in depths:
+            budgets = BUDGETS if depth == DEPTHS[0] else DEEP_BUDGETS
+            found += [(depth, quantity, share, name) for quantity, share in budgets for name in names]
+    return found
 
 
 def trained(folder: Path, depth: int) -> nn.Module:
@@ -112,11 +137,25 @@ def read(files: Sequence[Path]) -> Tensor:
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
-    right = 0
+    right, fast = 0, folded(model).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        for batch, labels in zip(images.test.split(250), images.labels.split(250), strict=True):
-            right += int((model(batch).argmax(1) == labels).sum())
+        for batch, labels in zip(images.test.split(50), images.labels.split(50), strict=True):
+            found = fast(batch.contiguous(memory_format=torch.channels_last))
+            right += int((found.argmax(1) == labels).sum())
     return round(100 * right / len(images.labels), 2)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy with every batch norm `bnN` in the convolution `convN` beside it."""
+    twin: Any = copy.deepcopy(model)
+    for parent in list(twin.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                convolution = name.replace("bn", "conv")
+                setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), norm))
+                setattr(parent, name, nn.Identity())
+    result: nn.Module = twin
+    return result
 
 
 def tried(
