@@ -149,9 +149,23 @@ def decode_rice(index: RiceIndex) -> NDArray[np.int64]:
     return positions
 
 
+def encode_numbers(numbers: Array, k: int) -> RiceIndex:
+    """Rice code of any non-negative `numbers` (at least one), as gaps between the ones of its unary stream."""
+    ones = np.cumsum(numbers.astype(np.int64) + 1)
+    return encode_rice(ones - 1, int(ones[-1]), k)
+
+
+def decode_numbers(code: RiceIndex) -> NDArray[np.int64]:
+    """The numbers that `encode_numbers` coded."""
+    return gaps(decode_rice(code))
+
+
 @dataclass(frozen=True, slots=True)
 class GapIndex:
-    """Gaps as bytes. A filler (255, value 0) advances 256 positions; `is_value` marks the entries that hold values."""
+    """Distances from each entry to the one before, as bytes: the first entry counts from place 0.
+
+    A filler (255, value 0) stands for a place without a value on the way; `is_value` marks the entries that hold one.
+    """
 
     size: int
     entries: Bytes
@@ -169,11 +183,13 @@ class GapIndex:
 
 
 def encode_gap8(positions: Array, size: int) -> GapIndex:
-    """Code the increasing `positions` (at least one) with a byte per gap and fillers for gaps of 256 and more."""
-    gap = gaps(positions)
-    last = np.cumsum((gap >> 8) + 1) - 1
+    """Code the increasing `positions` (at least one) with a byte per distance and fillers for those above 255."""
+    wide = positions.astype(np.int64)
+    distance = np.diff(wide, prepend=0)
+    fillers = np.maximum(distance - 1, 0) // 255
+    last = np.cumsum(fillers + 1) - 1
     entries = np.full(int(last[-1]) + 1, 255, np.uint8)
-    entries[last] = gap & 255
+    entries[last] = distance - 255 * fillers
     is_value = np.zeros(len(entries), np.bool_)
     is_value[last] = True
     return GapIndex(size, entries, is_value)
@@ -181,7 +197,7 @@ def encode_gap8(positions: Array, size: int) -> GapIndex:
 
 def decode_gap8(index: GapIndex) -> NDArray[np.int64]:
     """The positions that `encode_gap8` coded."""
-    positions = np.cumsum(index.entries.astype(np.int64) + 1) - 1
+    positions: NDArray[np.int64] = np.cumsum(index.entries.astype(np.int64))
     return positions[index.is_value]
 
 

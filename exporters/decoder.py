@@ -12,8 +12,8 @@ lack or compute wrongly. `NonZero` and `Compress` are avoided: ONNX Runtime does
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from exporters.bitcode import GapIndex, RiceIndex, planes, split_planes
+from exporters.ranks import encode_ranks, stored_symbols
 from exporters.values import Quantized
 
 Array = NDArray[Any]
-REDUCTION_OPSET = 18
+ADD_OPSET = 16  # ScatterElements can add from here on
 
 
 class Emitter:
@@ -79,17 +80,18 @@ class Emitter:
         """`value`[begin:end] along the first axis."""
         return self.op("Slice", value, self.int64(begin), self.int64(end))
 
-    def split(self, value: str, sizes: Sequence[int]) -> list[str]:
-        """`value` cut into consecutive pieces of `sizes` along the first axis."""
+    def split(self, value: str, sizes: Sequence[int], names: Sequence[str]) -> list[str]:
+        """`value` cut into consecutive pieces of `sizes` along the first axis, each with its name ("": any)."""
         if len(sizes) == 1:
             return [value]
-        names = [self.name() for _ in sizes]
+        names = [name or self.name() for name in names]
         self.nodes.append(helper.make_node("Split", [value, self.int64(*sizes)], names))
         return names
 
-    def cumsum(self, value: str) -> str:
-        """Running sum of a one-dimensional value."""
-        return self.op("CumSum", value, self.constant(np.array(0, np.int64)))
+    def cumsum(self, value: str, *, exclusive: bool = False) -> str:
+        """Running sum of a one-dimensional value, without the element itself where `exclusive`."""
+        axis = self.constant(np.array(0, np.int64))
+        return self.op("CumSum", value, axis, exclusive=1) if exclusive else self.op("CumSum", value, axis)
 
     def expand(self, data: Array, bits: int, count: int) -> str:
         """int32 [count]: the codes of `bits` bits in the bytes `data`."""
@@ -116,13 +118,16 @@ class Emitter:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Tensors of one dtype and kind of code that share an index; `index` None: every element is stored.
+    """Tensors of one dtype and kind of code that share an index; tensors of one code stand next to each other.
 
-    Tensors of one code stand next to each other.
+    Attributes:
+        index: places of the stored values; None: every element is stored.
+        rank_k: Rice parameter of the values' ranks (`ranks`); None: the values are stored at their full width.
     """
 
     tensors: tuple[Quantized, ...]
     index: RiceIndex | GapIndex | None
+    rank_k: int | None = None
 
     @property
     def size(self) -> int:
@@ -132,11 +137,22 @@ class Block:
 
 def emit_block(emitter: Emitter, block: Block) -> None:
     """Append the decoder of `block`; its outputs carry the names of the tensors."""
-    values, dtype = _emit_values(emitter, block)
+    values, books = _emit_values(emitter, block)
+    dtype = np.dtype(np.int32) if books else _number_type(block)
     flat = _emit_places(emitter, block, values, dtype)
-    pieces = emitter.split(flat, [tensor.restored.size for tensor in block.tensors])
-    for tensor, piece in zip(block.tensors, pieces, strict=True):
-        _emit_tensor(emitter, tensor, piece, dtype, zero_first=block.index is not None)
+    looked_up: Sequence[Array | None] = books or [None] * len(block.tensors)
+    steps = [_steps(emitter, tensor, dtype, book) for tensor, book in zip(block.tensors, looked_up, strict=True)]
+    names = ["" if own else tensor.name for tensor, own in zip(block.tensors, steps, strict=True)]
+    pieces = emitter.split(flat, [tensor.restored.size for tensor in block.tensors], names)
+    for tensor, own, piece in zip(block.tensors, steps, pieces, strict=True):
+        if piece != tensor.name:
+            _emit_steps(emitter, own or [_Step("Identity")], piece, tensor.name)
+
+
+def _number_type(block: Block) -> np.dtype[Any]:
+    """What the values are before they are scaled and cast: float32 but for numbers stored as they are."""
+    first = block.tensors[0]
+    return first.restored.dtype if first.code == "native" else np.dtype(np.float32)
 
 
 def emit_zero(emitter: Emitter, tensor: Quantized) -> None:
@@ -144,61 +160,56 @@ def emit_zero(emitter: Emitter, tensor: Quantized) -> None:
     emitter.filled(tensor.restored.shape, 0, tensor.restored.dtype, output=tensor.name)
 
 
-def stored_symbols(tensors: Sequence[Quantized], index: RiceIndex | GapIndex | None) -> Array:
-    """The values that are stored for `tensors`, in order: those the index keeps (with fillers), or all."""
-    symbols: Array = np.concatenate([tensor.symbols for tensor in tensors])
-    if index is None:
-        return symbols
-    kept: Array = symbols[np.concatenate([tensor.kept for tensor in tensors])]
-    if isinstance(index, RiceIndex):
-        return kept
-    padded = np.zeros(index.count, symbols.dtype)
-    padded[index.is_value] = kept
-    return padded
-
-
-def _emit_values(emitter: Emitter, block: Block) -> tuple[str, Any]:
-    """(stored values as numbers, or codes of several codebooks as int32; their dtype)."""
-    parts, dtype = [], np.dtype(np.float32)
-    for code, run in groupby(block.tensors, key=lambda tensor: tensor.code):
+def _emit_values(emitter: Emitter, block: Block) -> tuple[str, list[Array]]:
+    """(stored values as numbers, nothing) or (int32 codes, the codebook of each tensor)."""
+    if block.rank_k is not None:
+        return _emit_ranked(emitter, block, block.rank_k)
+    several = len(block.tensors) > 1 and block.tensors[0].centres is not None
+    parts = []
+    for _, run in groupby(block.tensors, key=lambda tensor: tensor.code):
         tensors = tuple(run)
         symbols = stored_symbols(tensors, block.index)
-        if code.startswith("cb"):
-            part, dtype = _emit_codes(emitter, block, tensors[0], symbols)
+        if tensors[0].centres is not None:
+            codes = emitter.codes(split_planes(symbols, tensors[0].bits), tensors[0].bits, len(symbols))
+            parts.append(codes if several else emitter.op("Gather", emitter.constant(tensors[0].centres), codes))
         else:
-            part, dtype = _emit_numbers(emitter, code, symbols)
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else emitter.op("Concat", *parts, axis=0), dtype
+            parts.append(_emit_numbers(emitter, tensors[0].code, symbols))
+    values = parts[0] if len(parts) == 1 else emitter.op("Concat", *parts, axis=0)
+    if not several:
+        return values, []
+    if block.index is None:
+        return values, [tensor.centres for tensor in block.tensors if tensor.centres is not None]
+    zero = np.zeros(1, np.float32)  # 0 marks the places without a value
+    books = [np.concatenate([zero, tensor.centres]) for tensor in block.tensors if tensor.centres is not None]
+    return emitter.op("Add", values, emitter.int32(1)), books
 
 
-def _emit_numbers(emitter: Emitter, code: str, symbols: Array) -> tuple[str, Any]:
+def _emit_ranked(emitter: Emitter, block: Block, k: int) -> tuple[str, list[Array]]:
+    """The same for Rice-coded ranks: t = ((rank >> k) + 1) 2^k + (rank mod 2^k) is looked up in a padded table.
+
+    Several codebooks keep one element of padding each: 0 marks the places without a value.
+    """
+    ranked = encode_ranks(block.tensors, block.index, k)
+    places = _emit_scaled(emitter, ranked.stream)
+    if len(ranked.tables) > 1:
+        return (emitter.op("Sub", places, emitter.int32(2**k - 1)) if k else places), list(ranked.tables)
+    number = emitter.op("Gather", emitter.constant(ranked.tables[0]), places)
+    if ranked.tables[0].dtype == _number_type(block):
+        return number, []
+    return emitter.cast(number, _number_type(block)), []
+
+
+def _emit_numbers(emitter: Emitter, code: str, symbols: Array) -> str:
     if code == "native":
-        return emitter.constant(symbols), symbols.dtype
+        return emitter.constant(symbols)
     if code == "f16":
-        return emitter.cast(emitter.constant(symbols), np.float32), np.dtype(np.float32)
+        return emitter.cast(emitter.constant(symbols), np.float32)
     bits = int(code[1:])
     if bits == 8:
-        return emitter.cast(emitter.constant(symbols.astype(np.int8)), np.float32), np.dtype(np.float32)
+        return emitter.cast(emitter.constant(symbols.astype(np.int8)), np.float32)
     largest = 2 ** (bits - 1) - 1
     codes = emitter.codes(split_planes(symbols + largest, bits), bits, len(symbols))
-    return emitter.cast(emitter.op("Sub", codes, emitter.int32(largest)), np.float32), np.dtype(np.float32)
-
-
-def _emit_codes(emitter: Emitter, block: Block, tensor: Quantized, symbols: Array) -> tuple[str, Any]:
-    """A single tensor's codes are looked up at once, those of several tensors at their places, each in its own book."""
-    codes = emitter.codes(split_planes(symbols, tensor.bits), tensor.bits, len(symbols))
-    if len(block.tensors) == 1:
-        return emitter.op("Gather", _codebook(emitter, tensor), codes), np.dtype(np.float32)
-    if block.index is not None:  # 0 marks the places without a value
-        codes = emitter.op("Add", codes, emitter.int32(1))
-    return codes, np.dtype(np.int32)
-
-
-def _codebook(emitter: Emitter, tensor: Quantized, *, zero_first: bool = False) -> str:
-    if tensor.centres is None:
-        raise ValueError(f"{tensor.name} has no codebook")
-    zero = np.zeros(1, np.float32)
-    return emitter.constant(np.concatenate([zero, tensor.centres]) if zero_first else tensor.centres)
+    return emitter.cast(emitter.op("Sub", codes, emitter.int32(largest)), np.float32)
 
 
 def _emit_places(emitter: Emitter, block: Block, values: str, dtype: Any) -> str:
@@ -214,58 +225,84 @@ def _emit_places(emitter: Emitter, block: Block, values: str, dtype: Any) -> str
 
 def _emit_by_mask(emitter: Emitter, index: RiceIndex, values: str, dtype: Any) -> str:
     """Each place looks up its value by its rank among the ones (0 where the mask has none)."""
-    rank = _emit_ranks(emitter, index)
+    bits = emitter.expand(index.unary, 1, index.length)
+    rank = emitter.op("Mul", emitter.cumsum(bits), bits)
     if index.length != index.size:
         rank = emitter.cut(rank, 0, index.size)
     zero = emitter.constant(np.zeros(1, dtype))
     return emitter.op("Gather", emitter.op("Concat", zero, values, axis=0), rank)
 
 
-def _emit_ranks(emitter: Emitter, index: RiceIndex) -> str:
-    """int32 [length]: 1, 2, 3 .. at the ones of the unary stream, 0 at its zeros."""
-    bits = emitter.expand(index.unary, 1, index.length)
-    return emitter.op("Mul", emitter.cumsum(bits), bits)
+def _emit_runs(emitter: Emitter, code: RiceIndex) -> str:
+    """int32 [n]: q_i + 1, the zeros before the i-th one of the unary stream, counted with the one itself.
+
+    Each zero adds 1 to the count of the one that ends its run: the number of ones before it says which. Where
+    ScatterElements cannot add (before opset 16), the ones are numbered, their positions are scattered to their numbers
+    (slot 0 takes a 0 from every zero), and q_i + 1 is the distance between neighbours.
+    """
+    bits = emitter.expand(code.unary, 1, code.length)
+    if emitter.opset >= ADD_OPSET:
+        run = emitter.cumsum(bits, exclusive=True)
+        zeros = emitter.op("Sub", emitter.int32(1), bits)
+        counts = emitter.filled([code.count + 1], 1, np.int32)
+        return emitter.cut(emitter.op("ScatterElements", counts, run, zeros, reduction="add"), 0, code.count)
+    ordinal = emitter.op("Mul", emitter.cumsum(bits), bits)
+    place = emitter.op("Mul", emitter.cumsum(emitter.filled([code.length], 1, np.int32)), bits)
+    ones = emitter.op("ScatterElements", emitter.filled([code.count + 1], 0, np.int32), ordinal, place)
+    return emitter.op("Sub", emitter.cut(ones, 1, code.count + 1), emitter.cut(ones, 0, code.count))
+
+
+def _emit_scaled(emitter: Emitter, code: RiceIndex) -> str:
+    """int32 [n]: (q_i + 1) 2^k + r_i, the coded number plus 2^k."""
+    runs = _emit_runs(emitter, code)
+    if not code.k:
+        return runs
+    remainder = emitter.codes(code.remainders, code.k, code.count)
+    return emitter.op("Add", emitter.op("Mul", runs, emitter.int32(2**code.k)), remainder)
 
 
 def _emit_rice(emitter: Emitter, index: RiceIndex) -> str:
-    """int32 [n]: p_i = 2^k P_i + sum (r_j + 1 - 2^k) - 1."""
-    ranks = _emit_ranks(emitter, index)
-    numbers = emitter.cumsum(emitter.filled([index.length], 1, np.int32))
-    # Every zero of the stream writes to slot 0, which is cut off; duplicates are legal with "max" only (opset 18).
-    how = {"reduction": "max"} if emitter.opset >= REDUCTION_OPSET else {}
-    slots = emitter.filled([index.count + 1], 0, np.int32)
-    ones = emitter.cut(emitter.op("ScatterElements", slots, ranks, numbers, **how), 1, index.count + 1)
-    step = 2**index.k
-    remainder = emitter.codes(index.remainders, index.k, index.count)
-    drift = emitter.cumsum(emitter.op("Add", remainder, emitter.int32(1 - step)))
-    base = emitter.op("Mul", ones, emitter.int32(step))
-    return emitter.op("Sub", emitter.op("Add", base, drift), emitter.int32(1))
+    """int32 [n]: p_i = sum_(j<=i) (g_j + 1) - 1 from g_j + 2^k."""
+    steps = emitter.op("Add", _emit_scaled(emitter, index), emitter.int32(1 - 2**index.k))
+    return emitter.op("Sub", emitter.cumsum(steps), emitter.int32(1))
 
 
 def _emit_gaps(emitter: Emitter, index: GapIndex) -> str:
-    """int32 [entries]: running sum of gap + 1, less 1."""
-    gap = emitter.cast(emitter.constant(index.entries), np.int32)
-    one = emitter.int32(1)
-    return emitter.op("Sub", emitter.cumsum(emitter.op("Add", gap, one)), one)
+    """int32 [entries]: running sum of the distances."""
+    return emitter.cumsum(emitter.cast(emitter.constant(index.entries), np.int32))
 
 
-def _emit_tensor(emitter: Emitter, tensor: Quantized, piece: str, dtype: Any, zero_first: bool) -> None:
-    """Shape, look up or scale, and cast `piece`; the last output is named after the tensor."""
-    steps: list[tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]]] = []
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One operator on a tensor's piece, with the inputs before and after it."""
+
+    kind: str
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None) -> list[_Step]:
+    """What makes a tensor of its flat piece: shape, look up or scale, and cast; nothing where the piece is it."""
+    steps: list[_Step] = []
     if tensor.restored.ndim != 1:
-        steps.append(("Reshape", (), (emitter.int64(*tensor.restored.shape),), {}))
+        steps.append(_Step("Reshape", after=(emitter.int64(*tensor.restored.shape),)))
     last = np.dtype(dtype)
-    if last == np.int32:  # codes of several codebooks
-        steps.append(("Gather", (_codebook(emitter, tensor, zero_first=zero_first),), (), {}))
+    if book is not None:
+        steps.append(_Step("Gather", before=(emitter.constant(book),)))
         last = np.dtype(np.float32)
     if tensor.scale is not None:
         half = emitter.cast(emitter.constant(tensor.scale.half), np.float32)
         scale = emitter.op("Mul", half, emitter.constant(np.array(tensor.scale.unit)))
-        steps.append(("Mul", (), (scale,), {}))
+        steps.append(_Step("Mul", after=(scale,)))
     if last != tensor.restored.dtype:
-        steps.append(("Cast", (), (), {"to": helper.np_dtype_to_tensor_dtype(tensor.restored.dtype)}))
-    if not steps:
-        steps.append(("Identity", (), (), {}))
-    for number, (kind, before, after, attributes) in enumerate(steps, start=1):
-        output = tensor.name if number == len(steps) else None
-        piece = emitter.op(kind, *before, piece, *after, output=output, **attributes)
+        to = helper.np_dtype_to_tensor_dtype(tensor.restored.dtype)
+        steps.append(_Step("Cast", attributes={"to": to}))
+    return steps
+
+
+def _emit_steps(emitter: Emitter, steps: list[_Step], piece: str, name: str) -> None:
+    """Append the steps; the last output is called `name`."""
+    for number, step in enumerate(steps, start=1):
+        output = name if number == len(steps) else None
+        piece = emitter.op(step.kind, *step.before, piece, *step.after, output=output, **step.attributes)

@@ -27,12 +27,14 @@ from exporters.bitcode import (
     rice_bits,
 )
 from exporters.decoder import Block
+from exporters.ranks import plan_ranks
 from exporters.values import Quantized
 
 Array = NDArray[Any]
 
 BLOCK_BYTES = 900  # nodes and constants of one decoder with an index (measured on written files)
 PLAIN_BLOCK_BYTES = 250  # the same without an index
+RANK_BYTES = 450  # further nodes and constants where ranks are coded
 MEMBER_BYTES = 90  # piece, Reshape and shape of each tensor cut out of a shared decoder
 JOIN_BELOW = 1 << 18  # larger tensors have a decoder of their own
 BLOCK_LIMIT = 1 << 21  # elements of a shared decoder: its working memory stays small
@@ -136,9 +138,13 @@ def _stands_for_zero(tensor: Quantized) -> bool:
 def _block(tensors: tuple[Quantized, ...]) -> Block:
     tensors = tuple(sorted(tensors, key=lambda tensor: tensor.code))
     kept = np.concatenate([tensor.kept for tensor in tensors])
-    if not _indexed_pays(tensors[0]):
-        return Block(tensors, None)
-    return Block(tensors, _index(np.flatnonzero(kept), len(kept)))
+    index = _index(np.flatnonzero(kept), len(kept)) if _indexed_pays(tensors[0]) else None
+    raw = Block(tensors, index)
+    if len(kept) >= GAP8_ELEMENTS:  # the decoder of ranks needs too much memory for layers of this size
+        return raw
+    plan = plan_ranks(tensors, index)
+    pays = plan is not None and plan.nbytes + RANK_BYTES < _value_bytes(raw)
+    return Block(tensors, index, plan.k) if plan and pays else raw
 
 
 def _index(positions: Array, size: int) -> RiceIndex | GapIndex:
@@ -162,31 +168,44 @@ def stored_count(tensor: Quantized, block: Block) -> int:
 
 def side_bytes(tensor: Quantized) -> int:
     """Bytes of a tensor's codebook or scale."""
-    codebook = tensor.centres.nbytes if tensor.centres is not None else 0
-    return codebook + (tensor.scale.half.nbytes + 4 if tensor.scale is not None else 0)
+    return (tensor.centres.nbytes if tensor.centres is not None else 0) + _scale_bytes(tensor)
+
+
+def _scale_bytes(tensor: Quantized) -> int:
+    return tensor.scale.half.nbytes + 4 if tensor.scale is not None else 0
+
+
+def _value_bytes(block: Block) -> int:
+    """Bytes of values and codebooks, or of ranks and their tables."""
+    if block.rank_k is not None:
+        plan = plan_ranks(block.tensors, block.index)
+        if plan is not None:
+            return plan.nbytes
+    values = sum(stored_count(tensor, block) * tensor.bits for tensor in block.tensors)
+    return -(-values // 8) + sum(tensor.centres.nbytes for tensor in block.tensors if tensor.centres is not None)
 
 
 def payload_bytes(block: Block) -> int:
     """Bytes of index, values, codebooks and scales."""
-    values = sum(stored_count(tensor, block) * tensor.bits for tensor in block.tensors)
-    return index_bytes(block) + -(-values // 8) + sum(map(side_bytes, block.tensors))
+    return index_bytes(block) + _value_bytes(block) + sum(map(_scale_bytes, block.tensors))
 
 
 def total_bytes(block: Block) -> int:
     """Payload and what the nodes take."""
     base = PLAIN_BLOCK_BYTES if block.index is None else BLOCK_BYTES
+    base += RANK_BYTES if block.rank_k is not None else 0
     return payload_bytes(block) + base + MEMBER_BYTES * (len(block.tensors) - 1)
 
 
 def bound_bytes(tensor: Quantized) -> float:
     """Order-0 entropy of a tensor's mask and stored values, and its codebook or scale, in bytes.
 
-    Numbers of native and f16 codes count at their full width.
+    Floating-point numbers (native and f16 codes) count at their full width.
     """
     kept = int(np.count_nonzero(tensor.kept))
     size = tensor.kept.size
     symbols = tensor.symbols[tensor.kept]
-    if tensor.code in ("native", "f16"):
+    if tensor.code in ("native", "f16") and symbols.dtype.kind == "f":
         values = float(kept * tensor.bits)
     else:
         values = entropy_bits(np.unique(symbols, return_counts=True)[1])

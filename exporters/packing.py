@@ -72,6 +72,7 @@ class PackResult:
         left: tensors of at least 256 bytes that are stored as before, and why.
         bytes_before: of the source, its weights files included.
         bound_bytes: entropy of the packed tensors and plain bytes of all others; the graph itself is not in it.
+        graph_bytes: of the network's own nodes and names in the written file, without tensors and decoders.
         folded: whether ONNX Runtime's optimised graph has no decoder left; None: not checked.
         negative_zeros: zeros with a minus sign that became +0.
     """
@@ -84,6 +85,7 @@ class PackResult:
     bytes_after: int
     bound_bytes: int
     folded: bool | None
+    graph_bytes: int = 0
     negative_zeros: int = 0
     notes: tuple[str, ...] = ()
 
@@ -155,8 +157,9 @@ def pack(
         if t.index == "gap8"
     ]
     changed = bool(tensors)
+    graph_bytes = 0
     if changed:
-        _rewrite(model, layout, tier)
+        graph_bytes = _rewrite(model, layout, tier)
         written = files.write(model, target)
     else:
         shutil.copyfile(source, target)
@@ -171,6 +174,7 @@ def pack(
         bytes_after=sum(path.stat().st_size for path in written),
         bound_bytes=round(before[0] - sum(t.dense_bytes for t in tensors) + sum(t.bound_bytes for t in tensors)),
         folded=None,
+        graph_bytes=graph_bytes,
         negative_zeros=sum(negative_zeros(w.array) for w in found if w.name not in dense),
         notes=tuple(notes),
     )
@@ -281,7 +285,8 @@ def _quantize(weight: Weight, code: str, importance: Array | None) -> Quantized:
     )
 
 
-def _rewrite(model: ModelProto, layout: Layout, tier: str) -> None:
+def _rewrite(model: ModelProto, layout: Layout, tier: str) -> int:
+    """Put decoders in place of the layout's tensors; returns the bytes of everything but tensors and decoders."""
     graph = model.graph
     packed = {tensor.name for block in layout.blocks for tensor in block.tensors} | {t.name for t in layout.zeros}
     emitter = Emitter(files.opset(model), _free_prefix(value_names(graph)))
@@ -299,6 +304,8 @@ def _rewrite(model: ModelProto, layout: Layout, tier: str) -> None:
     shorten(model, keep=names)
     mark = model.metadata_props.add()
     mark.key, mark.value = MARK, tier
+    ours = sum(node.ByteSize() for node in graph.node[: len(emitter.nodes)])
+    return int(model.ByteSize() - ours - sum(tensor.ByteSize() for tensor in graph.initializer))
 
 
 def _free_prefix(taken: set[str]) -> str:
