@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from compress_cli.errors import InputError
+
+T = TypeVar("T")
+
+_BY_ITSELF = ContextVar("_BY_ITSELF", default=False)
+
 
 def active() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether several processes work together here."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not _BY_ITSELF.get()
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Inside, this process waits for no other: sums are its own, it is the first and only one."""
+    token = _BY_ITSELF.set(True)
+    try:
+        yield
+    finally:
+        _BY_ITSELF.reset(token)
 
 
 def rank() -> int:
@@ -38,10 +57,33 @@ def any_true(flag: bool, device: torch.device) -> bool:
     return bool(add_up_(torch.tensor(float(flag), device=device)) > 0)
 
 
-def from_first(value: Any) -> Any:
-    """The first process's value in all of them (a plan, for example); the value itself when alone."""
+def computed_by_first(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the first process, in all of them (a plan, for example); the others wait for it.
+
+    Raises:
+        InputError: in the other processes, when it failed in the first one, which raises its own error.
+    """
     if not active():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+        return compute()
+    answer: list[tuple[Any, str]] = [(None, "")]
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            with by_itself():
+                answer = [(compute(), "")]
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            failure = error
+            answer = [(None, f"{type(error).__name__}: {error}")]
+    dist.broadcast_object_list(answer)
+    if failure is not None:
+        raise failure
+    found, reason = answer[0]
+    if reason:
+        raise InputError(f"the first process failed: {reason}", "see its own message")
+    value: T = found
+    return value
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value in all of them; the value itself when alone."""
+    return computed_by_first(lambda: value)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SHARED = ("config.json", "state.json", "checkpoints/last.pt")
 """What a resumed run needs of the first process's folder."""
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others, while the first one plans; torchrun ends those that wait for a dead one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def _join(backend: str) -> None:
 
     store, rank, world_size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"compress/attempt-{_attempt()}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 
 def _first_has_begun(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,11 @@ class Groups:
     def units(self) -> int:
         """All removable units."""
         return sum(group.units for group in self.groups)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the traces, whose graphs cannot be pickled: a decided plan does not need them any more."""
+        values = (() if item.name == "traces" else getattr(self, item.name) for item in fields(self))
+        return type(self), tuple(values)
 
     def by_name(self) -> dict[str, Group]:
         """Groups by their unique names."""
