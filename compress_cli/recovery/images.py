@@ -39,6 +39,14 @@ class Images:
         """Images that are not fitted."""
         return (len(self.batches) - self.fitted) * self.size
 
+    def spread(self, number: int) -> tuple[int, ...]:
+        """So many batches, fitted and held out ones in proportion, at least one of each; ascending."""
+        total = len(self.batches)
+        number = min(max(number, 2), total)
+        held = min(max(round(number * (total - self.fitted) / total), 1), total - self.fitted)
+        fitted = min(number - held, self.fitted)
+        return (*range(fitted), *range(self.fitted, self.fitted + held))
+
 
 def arrange(batches: Sequence[Tensor | Sequence[Tensor]], largest: int, holdout: float, seed: int) -> Images:
     """Shuffle images into batches of one size and set some aside.

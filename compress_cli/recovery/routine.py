@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from compress_cli.recovery.batchnorm import reestimate_, tracked_norms
 from compress_cli.recovery.correspondence import Correspondence, as_correspondence
@@ -17,14 +18,18 @@ from compress_cli.recovery.images import Images, arrange
 from compress_cli.recovery.jobs import Job, make_jobs
 from compress_cli.recovery.outputs import output_error
 from compress_cli.recovery.record import LayerRecovery, RecoveryRecord
-from compress_cli.recovery.sensitivity import sensitivities
+from compress_cli.recovery.sensitivity import position_weights, sensitivities
 from compress_cli.recovery.solving import Pair, Removal, solve_
 from compress_cli.recovery.stream import Stream
-from compress_cli.recovery.trace import evaluation, trace
+from compress_cli.recovery.trace import Traced, evaluation, trace
 
 Step = Callable[[int, int, str], None]
 SENSITIVE_IMAGES = 256
 """Images on which the sensitivity of the outputs is measured."""
+WEIGHTED_VALUES = 1 << 24
+"""Input values up to which positions are weighted on a CPU."""
+FEWEST_IMAGES = 128
+"""So many images are used for every layer, if there are as many."""
 NORM_BATCHES = 8
 """Batches from which batch norms are re-estimated as a candidate."""
 
@@ -39,10 +44,13 @@ class RecoveryOptions:
         batch_size: most images in work at a time.
         rows_per_unknown: rows of the fit for each column of the patches (at least 20,000 in all); positions beyond are
             left out at random.
-        memory: bytes of values kept between layers for both networks together; what does not fit is computed again.
+        memory: bytes of values kept between layers for both networks together. Where they do not fit, early layers
+            are solved on as many images as do, and at least on 128; what does not fit even then is computed again.
         columns: largest Gram matrix; wider layers are solved in blocks.
         sums: whether layers that end in an addition also correct its other operand.
         batch_norms: whether re-estimated batch norms are tried.
+        weighted: whether positions count as much as the outputs feel them, which takes a few backward passes; None
+            where these are cheap: at most 2^24 input values in all, or on a GPU.
     """
 
     ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -53,6 +61,7 @@ class RecoveryOptions:
     columns: int = 4700
     sums: bool = True
     batch_norms: bool = True
+    weighted: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.ridges or min(self.ridges) < 0:
@@ -145,12 +154,19 @@ class _Run:
         original, found = trace(dense, example, "original"), trace(compressed, example, "compressed")
         self.jobs, self.skipped = make_jobs(original, found, correspondence)
         budget = options.memory // 2
-        self.pair = Pair(
-            Stream(original, images.batches, budget, self.device), Stream(found, images.batches, budget, self.device)
-        )
+        streams = [Stream(traced, images.batches, budget, self.device) for traced in (original, found)]
+        self.pair = Pair(*streams, active=tuple(range(len(images.batches))), weights=self._weights(original))
         self.held = range(images.fitted, len(images.batches))
         self.saved = {name: tensor.detach().clone() for name, tensor in self._changeable().items()}
         self.first = self._error()
+
+    def _weights(self, original: Traced) -> list[dict[Node, Tensor]]:
+        values = sum(part.numel() for batch in self.images.batches for part in batch)
+        wanted = self.options.weighted
+        if wanted is False or (wanted is None and self.device.type == "cpu" and values > WEIGHTED_VALUES):
+            return []
+        batches = [tuple(part.to(self.device) for part in batch) for batch in self.images.batches]
+        return position_weights(original, batches, self.seed)
 
     def _changeable(self) -> dict[str, Tensor]:
         tensors = self.pair.compressed.traced.tensors()
@@ -198,8 +214,12 @@ class _Run:
     def _settle(self, pending: Sequence[Job]) -> None:
         # the original's layer is wanted itself, so it is kept rather than what follows it
         current = {user for job in pending[:1] for node in job.original_nodes for user in node.users}
-        self.pair.original.settle(current | {node for job in pending[1:] for node in job.original_nodes})
-        self.pair.compressed.settle({node for job in pending for node in job.compressed_nodes})
+        theirs = current | {node for job in pending[1:] for node in job.original_nodes}
+        ours = {node for job in pending for node in job.compressed_nodes}
+        room = min(self.pair.original.room(theirs), self.pair.compressed.room(ours))
+        self.pair.active = self.images.spread(max(room, -(-FEWEST_IMAGES // self.images.size)))
+        self.pair.original.settle(theirs, self.pair.active)
+        self.pair.compressed.settle(ours, self.pair.active)
 
     def forget(self, names: Iterable[str]) -> None:
         """Make the compressed network without least squares the one whose removed weights are zero too."""

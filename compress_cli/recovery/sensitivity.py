@@ -1,18 +1,23 @@
-"""How much a network's outputs feel an error of each channel inside it; one backward pass on unlabelled images.
+"""How much a network's outputs feel errors inside it, by channel and by position; backward passes on unlabelled images.
 
-With outputs f and random v, the expected square of d(v.f)/dy, summed over positions, is the squared norm of their
-derivative with respect to one channel of a layer's output y. Nothing is trained.
+With outputs f and random v, the expected square of d(v.f)/dy is the squared norm of their derivative with respect to
+one value of a layer's output y: summed over positions it says how much a channel counts, summed over channels how much
+a position of an image does. Nothing is trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from compress_cli.recovery.images import Batch
-from compress_cli.recovery.trace import Traced, evaluation
+from compress_cli.recovery.trace import Call, Traced, evaluation
+
+PROJECTIONS = 4
+"""Random projections of the outputs from which a position's weight is averaged; with one it is mostly noise."""
 
 
 def sensitivities(traced: Traced, batches: Sequence[Batch], seed: int = 0) -> dict[str, Tensor]:
@@ -27,30 +32,61 @@ def sensitivities(traced: Traced, batches: Sequence[Batch], seed: int = 0) -> di
         weight name -> (groups, outputs per group): squared derivative of a random projection of the outputs (each
         scaled to unit spread), summed over positions, mean over images.
     """
-    generator = torch.Generator().manual_seed(seed)
-    calls = traced.calls()
-    order = traced.needed(traced.outputs, traced.inputs)
     sums: dict[str, Tensor] = {}
-    count = 0
-    with evaluation(traced.module), torch.enable_grad():
-        for batch in batches:
+    for squares in _squared_gradients(traced, batches, seed, 1):
+        for call, values in squares.items():
+            axis = values.dim() + call.geometry.channel_axis
+            total = values.double().sum([a for a in range(values.dim()) if a != axis])
+            sums[call.weight] = sums.get(call.weight, torch.zeros_like(total)) + total
+    groups = {call.weight: call.geometry.groups for call in traced.calls()}
+    count = max(sum(batch[0].shape[0] for batch in batches), 1)
+    return {name: (total / count).reshape(groups[name], -1) for name, total in sums.items()}
+
+
+def position_weights(traced: Traced, batches: Sequence[Batch], seed: int = 0) -> list[dict[Node, Tensor]]:
+    """Return how much the outputs feel an error at each position of each layer's output.
+
+    Args:
+        traced: the network.
+        batches: images, of the traced batch size, on the network's device.
+        seed: of the random projections.
+
+    Returns:
+        For each batch the layer's operator -> (batch * positions,) in the order of `Geometry.rows`, mean 1 over the
+        batch; outputs themselves, felt the same everywhere, and what they do not depend on are left out.
+    """
+    found, outputs = [], set(traced.outputs)
+    for squares in _squared_gradients(traced, batches, seed, PROJECTIONS):
+        sums = {call.node: values.sum(call.geometry.channel_axis).flatten() for call, values in squares.items()}
+        found.append({node: w / w.mean().clamp(min=1e-30) for node, w in sums.items() if node not in outputs})
+    return found
+
+
+def _squared_gradients(
+    traced: Traced, batches: Sequence[Batch], seed: int, projections: int
+) -> Iterator[dict[Call, Tensor]]:
+    """Yield, for each batch, the squared derivative of random projections at each layer's output, summed over them."""
+    generator = torch.Generator().manual_seed(seed)
+    order = traced.needed(traced.outputs, traced.inputs)
+    reached = [call for call in traced.calls() if call.node in set(order)]
+    keep = list(dict.fromkeys([*(call.node for call in reached), *traced.outputs]))
+    for batch in batches:
+        sums: dict[Call, Tensor] = {}
+        with evaluation(traced.module), torch.enable_grad():
             known = {
                 node: part.detach().clone().requires_grad_() if part.is_floating_point() else part
                 for node, part in zip(traced.inputs, batch, strict=True)
             }
-            reached = [call for call in calls if call.node in set(order)]
-            keep = list(dict.fromkeys([*(call.node for call in reached), *traced.outputs]))
             values = traced.evaluate(order, known, keep)
-            loss = sum(_projection(values[node], generator) for node in traced.outputs)
-            gradients = torch.autograd.grad(loss, [values[call.node] for call in reached], allow_unused=True)  # type: ignore[arg-type]
-            count += batch[0].shape[0]
-            for call, gradient in zip(reached, gradients, strict=True):
-                if gradient is not None:
-                    axis = gradient.dim() + call.geometry.channel_axis
-                    squares = gradient.double().square().sum([a for a in range(gradient.dim()) if a != axis])
-                    sums[call.weight] = sums.get(call.weight, torch.zeros_like(squares)) + squares
-    groups = {call.weight: call.geometry.groups for call in calls}
-    return {name: (total / max(count, 1)).reshape(groups[name], -1) for name, total in sums.items()}
+            layers = [values[call.node] for call in reached]
+            for left in reversed(range(projections)):
+                loss = sum(_projection(values[node], generator) for node in traced.outputs)
+                gradients = torch.autograd.grad(loss, layers, allow_unused=True, retain_graph=left > 0)  # type: ignore[arg-type]
+                for call, gradient in zip(reached, gradients, strict=True):
+                    if gradient is not None:
+                        square = gradient.square()
+                        sums[call] = sums[call] + square if call in sums else square
+        yield sums
 
 
 def _projection(output: Tensor, generator: torch.Generator) -> Tensor:

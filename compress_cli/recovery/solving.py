@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,9 @@ from compress_cli.recovery.surgeon import choose_support
 
 ROUNDING = 1e-11
 """An error below this share of the targets' size is rounding: the layer is right already."""
+
+LEAST_WEIGHT = 0.1
+"""Added to the weights of positions, whose mean is 1: what a few projections do not feel counts a little."""
 
 FEWEST_ROWS = 20_000
 """So many rows are used however few the unknowns are."""
@@ -40,12 +43,19 @@ class Options(Protocol):
     def sums(self) -> bool: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pair:
-    """The two networks on the same batches."""
+    """The two networks on the same batches.
+
+    Attributes:
+        active: batches that are used now, ascending.
+        weights: per batch, how much each position of the original's layers counts; empty where all count the same.
+    """
 
     original: Stream
     compressed: Stream
+    active: tuple[int, ...]
+    weights: Sequence[Mapping[Node, Tensor]] = ()
 
 
 @dataclass(slots=True)
@@ -173,16 +183,15 @@ def _remove(
     layer: _Layer, columns: slice, fit: NormalEquations, held: NormalEquations, removal: Removal
 ) -> tuple[NormalEquations, NormalEquations]:
     """Take this block's share of the zeros out of the support; returns the equations without those weights."""
-    own = slice(columns.start, min(columns.stop, layer.columns))
-    matrix, support = layer.matrix[:, own], layer.support[:, own]
-    zeros = removal.zeros * own.stop // layer.columns - removal.zeros * own.start // layer.columns
-    inner = slice(0, matrix.shape[1])
-    kept = choose_support(fit.part(inner), matrix, support, zeros, removal.feeling)
-    change = torch.zeros_like(fit.cross)
-    change[:, inner] = torch.where(kept, 0.0, -matrix)
-    layer.support[:, own] = kept
-    layer.matrix[:, own] = torch.where(kept, matrix, 0.0)
-    return fit.shifted(change), held.shifted(change)
+    fixed = max(columns.stop - layer.columns, 0)
+    stop = columns.stop - fixed
+    matrix, support = layer.matrix[:, columns], layer.support[:, columns]
+    zeros = removal.zeros * stop // layer.columns - removal.zeros * columns.start // layer.columns
+    kept = choose_support(fit, matrix, support, zeros, removal.feeling, fixed=fixed)
+    gone = torch.where(kept, 0.0, -matrix)
+    layer.support[:, columns] = kept
+    layer.matrix[:, columns] = torch.where(kept, matrix, 0.0)
+    return fit.shifted(gone), held.shifted(gone)
 
 
 def _read(pair: Pair, job: Job) -> _Layer:
@@ -221,16 +230,14 @@ def _blocks(layer: _Layer, most: int) -> list[slice]:
 
 def _gather(problem: Problem, layer: _Layer, columns: slice) -> tuple[NormalEquations, NormalEquations, _Spread]:
     """Sum the normal equations of some columns over the fitted and over the held-out batches."""
-    matrix, options, fitted = layer.matrix, problem.options, problem.fitted
+    matrix, options, fitted, active = layer.matrix, problem.options, problem.fitted, problem.pair.active
     sizes = (matrix.shape[0], columns.stop - columns.start, matrix.shape[2], matrix.device)
     fit, held, spread = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes), _Spread(matrix)
-    limit = -(-max(options.rows_per_unknown * matrix.shape[1], FEWEST_ROWS) // fitted)
-    for index in range(len(problem.pair.compressed)):
+    limit = -(-max(options.rows_per_unknown * matrix.shape[1], FEWEST_ROWS) // max(sum(i < fitted for i in active), 1))
+    for index in active:
         sums = fit if index < fitted else held
         for use, correct in zip(problem.job.uses, problem.corrects, strict=True):
-            patches, targets = _rows(problem, use, correct, index, limit)
-            if layer.with_offset:
-                patches = torch.cat([patches, patches.new_ones(*patches.shape[:2], 1)], 2)
+            patches, targets = _rows(problem, use, correct, index, limit, layer.with_offset)
             rest = targets - patches @ matrix.to(patches.dtype)
             sums.add(patches[:, :, columns], rest)
             if sums is held:
@@ -238,8 +245,13 @@ def _gather(problem: Problem, layer: _Layer, columns: slice) -> tuple[NormalEqua
     return fit, held, spread
 
 
-def _rows(problem: Problem, use: Use, correct: bool, index: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Return patches (groups, rows, columns) and targets (groups, rows, outputs) of one batch and one call."""
+def _rows(
+    problem: Problem, use: Use, correct: bool, index: int, limit: int, with_offset: bool
+) -> tuple[Tensor, Tensor]:
+    """Return patches (groups, rows, columns) and targets (groups, rows, outputs) of one batch and one call.
+
+    Both are multiplied by the root of how much their position counts.
+    """
     pair, job = problem.pair, problem.job
     ours, theirs = use.compressed, use.original
     wanted, wanted_theirs = [ours.input], [theirs.node]
@@ -260,7 +272,14 @@ def _rows(problem: Problem, use: Use, correct: bool, index: int, limit: int) -> 
     chosen = None
     if places > limit:
         chosen = torch.randperm(places, generator=problem.generator)[:limit].sort().values.to(windows.device)
-    return ours.geometry.rows(windows, chosen), ours.geometry.outputs(target, chosen)
+    patches, targets = ours.geometry.rows(windows, chosen), ours.geometry.outputs(target, chosen)
+    if with_offset:
+        patches = torch.cat([patches, patches.new_ones(*patches.shape[:2], 1)], 2)
+    felt = pair.weights[index].get(theirs.node) if pair.weights else None
+    if felt is None or felt.numel() != places:
+        return patches, targets
+    scale = ((felt if chosen is None else felt[chosen]) + LEAST_WEIGHT).sqrt().reshape(1, -1, 1).to(patches)
+    return patches * scale, targets * scale
 
 
 def _select(values: Tensor, kept: Tensor | None, axis: int) -> Tensor:

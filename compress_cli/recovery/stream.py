@@ -23,10 +23,14 @@ class Stream:
         self.traced = traced
         self.budget = budget
         self.device = device
-        self._kept: list[dict[Node, Tensor]] = [dict(zip(traced.inputs, batch, strict=True)) for batch in batches]
+        self._batches = batches
+        self._kept: list[dict[Node, Tensor]] = [self._inputs(index) for index in range(len(batches))]
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def _inputs(self, index: int) -> dict[Node, Tensor]:
+        return dict(zip(self.traced.inputs, self._batches[index], strict=True))
 
     @torch.no_grad()
     def values(self, index: int, wanted: Sequence[Node]) -> dict[Node, Any]:
@@ -41,16 +45,29 @@ class Stream:
         found = self.values(index, self.traced.outputs)
         return [found[node] for node in self.traced.outputs]
 
-    def settle(self, pending: Collection[Node]) -> None:
-        """Move the frontier up to the operators that will still change, if it fits into the budget.
+    def room(self, pending: Collection[Node]) -> int:
+        """For how many batches the frontier fits into the budget.
 
         Args:
             pending: nodes whose values are not final yet; so is everything that depends on them.
         """
+        size = self._size(self._frontier(set(pending)))
+        return min(self.budget // size, len(self)) if size else len(self)
+
+    def settle(self, pending: Collection[Node], active: Collection[int] | None = None) -> None:
+        """Move the frontier up to the operators that will still change, if it fits into the budget.
+
+        Args:
+            pending: as for `room`.
+            active: batches that are wanted next (None: all); of the others only the inputs are kept.
+        """
         frontier = self._frontier(set(pending))
-        if self._size(frontier) > self.budget:
+        wanted = range(len(self)) if active is None else active
+        for index in set(range(len(self))).difference(wanted):
+            self._kept[index] = self._inputs(index)
+        if self._size(frontier) * len(wanted) > self.budget:
             return
-        for index in range(len(self._kept)):
+        for index in wanted:
             self._kept[index] = self.values(index, frontier)
 
     def _frontier(self, pending: set[Node]) -> list[Node]:
@@ -71,11 +88,11 @@ class Stream:
         return found
 
     def _size(self, frontier: Sequence[Node]) -> int:
-        """Bytes of these nodes over all batches."""
+        """Bytes of these nodes for one batch."""
         total = 0
         for node in frontier:
             value = node.meta.get("val")
             if not isinstance(value, Tensor):
                 return self.budget + 1  # a tuple of values: stop before it
             total += value.numel() * value.element_size()
-        return total * len(self._kept)
+        return total

@@ -18,31 +18,43 @@ RIDGE = 1e-3
 
 
 def choose_support(
-    equations: NormalEquations, weights: Tensor, support: Tensor, zeros: int, feeling: Tensor | None = None
+    equations: NormalEquations,
+    weights: Tensor,
+    support: Tensor,
+    zeros: int,
+    feeling: Tensor | None = None,
+    *,
+    fixed: int = 0,
+    steps: int = STEPS,
 ) -> Tensor:
     """Return the support of a layer that has so many zeros.
 
     Args:
         equations: of the rows to fit, for `weights`.
         weights: (groups, columns, outputs).
-        support: where they may be other than zero now; columns that are True for all outputs beyond `zeros`' reach,
-            such as a constant column, must not be part of it.
+        support: where they may be other than zero now.
         zeros: how many places outside the support there are at the end.
         feeling: (groups, outputs), weight of each output's error; None for the same.
+        fixed: the last columns, such as a constant, which help to make up for others and always stay.
+        steps: in how many steps the layer goes down.
 
     Returns:
         (groups, columns, outputs), a part of `support`, where exactly `zeros` places are False (more if they were).
     """
-    start, end = int(support.sum()), support.numel() - zeros
+    places = support.shape[1] - fixed
+    removable = torch.zeros_like(support)
+    removable[:, :places] = support[:, :places]
+    start, end = int(removable.sum()), removable.numel() // support.shape[1] * places - zeros
     found = support.clone()
-    for step in range(1, STEPS + 1):
-        if int(found.sum()) <= end or not end:
+    for step in range(1, steps + 1):
+        now = int((found & removable).sum())
+        if now <= end or not end:
             break
-        left = end if step == STEPS else round(start * (end / start) ** (step / STEPS))
+        left = end if step == steps else round(start * (end / start) ** (step / steps))
         gone = torch.where(found, 0.0, -weights)
         _, prices = solve_and_price(equations.shifted(gone), weights + gone, found, RIDGE)
         if feeling is not None:
             prices = prices * feeling.unsqueeze(1)
-        order = torch.where(found, prices, torch.inf).flatten().argsort(stable=True)
-        found.view(-1)[order[: int(found.sum()) - left]] = False
-    return found if end else torch.zeros_like(support)
+        order = torch.where(found & removable, prices, torch.inf).flatten().argsort(stable=True)
+        found.view(-1)[order[: now - left]] = False
+    return found if end else found & ~removable

@@ -126,7 +126,7 @@ def test_offset_of_a_layer_without_bias_goes_into_the_running_mean() -> None:
     compressed = copy.deepcopy(dense)
     compressed[0].weight[:, 1:] = 0
     x = images(100) + 2.0  # a mean that the removed inputs carried
-    recover(dense, compressed, [x], ridge=0.0, options=RecoveryOptions(batch_norms=False))
+    recover(dense, compressed, [x], ridge=0.0, options=RecoveryOptions(batch_norms=False, weighted=False))
     fit = fitted_part(x)
     # with a free constant per channel least squares leaves no mean error on the fitted images
     difference = (compressed(fit) - dense(fit)).mean((0, 2, 3))
@@ -192,7 +192,9 @@ def test_wide_layers_are_solved_in_blocks() -> None:
     for columns in (7, 1000):
         compressed = copy.deepcopy(dense)
         prune_(compressed, 0.5)
-        record = recover(dense, compressed, [x], options=RecoveryOptions(columns=columns, batch_norms=False))
+        record = recover(
+            dense, compressed, [x], options=RecoveryOptions(columns=columns, batch_norms=False, weighted=False)
+        )
         errors[columns] = record.layers[0].after / record.layers[0].before
     assert errors[1000] < 0.7
     assert errors[7] < 0.7
