@@ -20,6 +20,7 @@ from compress_cli.version import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "prune": ("compress_cli.commands.prune:prune", "Zero the smallest weights, fine-tune, export, measure."),
     "decompose": ("compress_cli.commands.decompose:decompose", "Two thinner layers for one (ALDS), under a budget."),
+    "combine": ("compress_cli.commands.combine:combine", "Several methods one after the other, in one run."),
     "recover": ("compress_cli.commands.recover:recover", "Closed-form recovery from unlabelled images."),
     "finetune": ("compress_cli.commands.finetune:finetune", "Train a compressed model on; zeros stay zero."),
     "export": ("compress_cli.commands.export:export", "Write a model as a verified ONNX file."),

@@ -124,6 +124,33 @@ def resolve(verb: str, checkpoint: str, flags: Mapping[str, Any], config_file: P
     return config
 
 
+def with_settings(config: RunConfig, settings: Mapping[str, str], where: str) -> RunConfig:
+    """The configuration with settings given as text (a step of `compress combine`); `where` is named in errors.
+
+    Raises:
+        UsageError: an unknown name, or a value that does not fit.
+    """
+    fixed = {"verb", "checkpoint", "version", "method", "output"}
+    _known_keys(settings, where, {f.name for f in fields(RunConfig)} - fixed)
+    hints = typing.get_type_hints(RunConfig)
+    values = {}
+    for name, text in settings.items():
+        values[name] = _coerce(name, _parsed(name, text, hints[name], where), hints[name])
+    changed = dataclasses.replace(config, **values)
+    _check(changed)
+    return changed
+
+
+def _parsed(name: str, text: str, hint: Any, where: str) -> Any:
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    try:
+        if bool in kinds:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        return int(text) if int in kinds else float(text) if float in kinds else text
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{where}: {name.replace('_', '-')}={text!r} cannot be read", "check the value") from error
+
+
 def _check(config: RunConfig) -> None:
     check_known("--weights", config.weights, WEIGHTS)
     if config.method not in METHODS:
@@ -167,7 +194,8 @@ def _check(config: RunConfig) -> None:
 
 def _from_file(explicit: Path | None) -> dict[str, Any]:
     path = explicit or _default_file()
-    return {} if path is None else _known_keys(_table(path), path)
+    settable = {f.name for f in fields(RunConfig)} - {"verb", "checkpoint", "version"}
+    return {} if path is None else _known_keys(_table(path), path, settable)
 
 
 def gates_table(explicit: Path | None = None) -> tuple[dict[str, Any], str]:
@@ -201,8 +229,7 @@ def _default_file() -> Path | None:
     return None
 
 
-def _known_keys(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    settable = {f.name for f in fields(RunConfig)} - {"verb", "checkpoint", "version"}
+def _known_keys(table: Mapping[str, Any], path: Path | str, settable: set[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")

@@ -22,11 +22,20 @@ from compress_cli.errors import UnsupportedModelError
 from compress_cli.methods import method_named
 from compress_cli.quality import Quality, open_quality
 from compress_cli.report import RunReport
-from compress_cli.reporting import Facts, assemble
+from compress_cli.reporting import Facts, assemble, section_of
 from compress_cli.scores import Scores
-from compress_cli.session import Session, Shared, open_session
-from compress_cli.shipping import OnnxNetwork, Shipment, can_ship, export_original, ship, working_files
-from compress_cli.training.distributed import from_first
+from compress_cli.session import Chain, Session, Shared, open_session
+from compress_cli.shipping import (
+    OnnxNetwork,
+    Shipment,
+    can_ship,
+    checkpoint_size,
+    export_original,
+    original_size,
+    ship,
+    working_files,
+)
+from compress_cli.training.distributed import computed_by_first
 from compress_cli.translate import counting_errors
 from compress_cli.weight_forms import EXACT
 from compress_cli.weight_names import file_names, stored_tensors
@@ -57,18 +66,25 @@ class Job:
 
 
 def run(
-    config: RunConfig, out: Out, *, resume: bool = False, overwrite: bool = False, shared: Shared | None = None
+    config: RunConfig,
+    out: Out,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    shared: Shared | None = None,
+    chain: Chain | None = None,
 ) -> RunReport:
     """Carry out one configuration in its run folder and return the report (also written as `report.json`).
 
-    `shared`: what other runs on the same original have computed already (a sweep).
+    `shared`: what other runs on the same original have computed already (a sweep). `chain`: the run's place among the
+    steps of a combination.
 
     Raises:
         CompressError: with the exit code of design.md section 4; no half-written file is left.
     """
     method = method_named(config.method)
     method.check(config)
-    opened = open_session(config, out, resume=resume, overwrite=overwrite, shared=shared)
+    opened = open_session(config, out, resume=resume, overwrite=overwrite, shared=shared, chain=chain)
     with opened as session, working_files(session):
         if session.recorded("done"):
             out.info(f"{session.folder.path} holds the finished run: nothing is left to do")
@@ -97,11 +113,32 @@ def dry_run(config: RunConfig, out: Out) -> Plan:
     return method.plan(job.session, job.loaded, job.quality)
 
 
+def prime(config: RunConfig, out: Out, shared: Shared) -> dict[str, Any]:
+    """Compute what a combination compares its result with, once; returns the report's section on the checkpoint.
+
+    Raises:
+        CompressError: the network cannot be loaded, evaluated or exported.
+    """
+    session = Session(config, out, None, resume=False, shared=shared)
+    job = _start(session, method_named(config.method))
+    loaded, quality, module = job.loaded, job.quality, job.loaded.module
+    shared.once("complexity", lambda: _complexity(job, module))
+    if quality is not None and quality.can_evaluate and module is not None:
+        shared.once("original scores", lambda: quality.evaluate(module))
+    if can_ship(session, loaded):
+        original = shared.once("original onnx", lambda: export_original(session, loaded))
+        shared.once("original size", lambda: original_size(original))
+    shared.once("checkpoint size", lambda: checkpoint_size(loaded))
+    if config.distill:
+        shared.once("original network", lambda: copy.deepcopy(module))
+    return section_of(loaded)
+
+
 def _start(session: Session, method: Method) -> Job:
     loaded = _load(session, method)
     torch.manual_seed(session.config.seed)
     with session.stage("data"):
-        quality = session.shared.once("quality", lambda: open_quality(session, loaded))
+        quality = session.baseline.once("quality", lambda: open_quality(session, loaded))
     return Job(session, method, loaded, file_names(loaded), quality, Scores(session, quality))
 
 
@@ -136,10 +173,10 @@ def _run(job: Job) -> RunReport:
     facts = Facts(complexity_before=shared.once("complexity", lambda: _complexity(job, loaded.module)))
     original = None
     if can_ship(session, loaded):
-        original = shared.once("original onnx", lambda: export_original(session, loaded))
+        original = session.baseline.once("original onnx", lambda: export_original(session, loaded))
 
     with session.stage("plan", "Planning"):
-        plan = from_first(method.plan(session, loaded, job.quality))
+        plan = computed_by_first(lambda: method.plan(session, loaded, job.quality))
     for warning in method.warnings(plan):
         session.warn(warning)
     session.folder.write_json("plan.json", plan.to_dict())
@@ -208,7 +245,7 @@ def _improve(
                 session=session,
                 constraint=constraint,
                 plan=plan,
-                teacher=teacher,
+                teacher=session.baseline.known("original network", teacher),
                 factored=factored,
             )
         facts = dataclasses.replace(facts, training=record)
@@ -248,7 +285,7 @@ def _finish(job: Job, plan: Any, facts: Facts, original: ExportResult | None) ->
     job.scores.take("final", module)
     facts = dataclasses.replace(facts, complexity_after=_complexity(job, module))
     shipment = Shipment()
-    if original is not None and module is not None:
+    if original is not None and module is not None and job.session.last:
         shipment = ship(job.session, job.loaded, module, original, _calibration_images(job))
         if job.session.config.weights not in EXACT:
             job.scores.take("shipped", OnnxNetwork(job.session.folder.file("model.onnx")))

@@ -154,6 +154,7 @@ class RunReport:
     latency: Mapping[str, Any] | None = None
     artifacts: tuple[Artifact, ...] = ()
     gates: tuple[Gate, ...] = ()
+    steps: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -187,7 +188,7 @@ class RunReport:
         values = {name: value for name, value in document.items() if name in known}
         for name, row in rows.items():
             values[name] = tuple(_row(row, item) for item in values.get(name, ()))
-        for name in ("warnings", "notes"):
+        for name in ("warnings", "notes", "steps"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
 

@@ -63,13 +63,13 @@ def assemble(
         command=command_line(),
         config=config.to_dict(),
         environment=describe(),
-        checkpoint=_checkpoint(loaded),
+        checkpoint=section_of(loaded) if session.chain is None else session.chain.checkpoint,
         method=config.method,
         folder=str(folder.path),
         achieved=achieved,
         layers=layers,
         skipped=method.skipped(plan),
-        complexity_before=_document(facts.complexity_before),
+        complexity_before=_document(session.baseline.known("complexity", facts.complexity_before)),
         complexity_after=_document(facts.complexity_after),
         tasks=scores.rows(),
         data=scores.data,
@@ -86,6 +86,9 @@ def assemble(
         notes=tuple(session.notes),
         seconds=dict(session.seconds),
     )
+    if session.chain is not None:
+        report = dataclasses.replace(report, steps=(*session.chain.earlier, row_of(report, session.chain.text)))
+        return with_gates(report, session.chain.limits) if session.last else report
     report = with_gates(report, config.limits())
     own = getattr(method, "gates", None)  # limits that only the method can judge
     return report if own is None else dataclasses.replace(report, gates=(*report.gates, *own(plan)))
@@ -95,7 +98,8 @@ def _document(complexity: Any | None) -> dict[str, Any] | None:
     return None if complexity is None else dict(complexity.to_dict())
 
 
-def _checkpoint(loaded: LoadedModel) -> dict[str, Any]:
+def section_of(loaded: LoadedModel) -> dict[str, Any]:
+    """The report's section on what was loaded."""
     return {
         "path": str(loaded.path),
         "kind": str(loaded.kind),
@@ -106,4 +110,21 @@ def _checkpoint(loaded: LoadedModel) -> dict[str, Any]:
         "earlier_plans": [str(plan.get("method")) for plan in loaded.plans],
         "ignored_entries": list(loaded.ignored_entries),
         "metadata": dict(loaded.metadata),
+    }
+
+
+def row_of(report: RunReport, text: str) -> dict[str, Any]:
+    """One step's line in the report of a combination: what was left after it."""
+    after = report.complexity_after or {}
+    return {
+        "step": text,
+        "method": report.method,
+        "folder": report.folder,
+        "params": after.get("params"),
+        "nonzero": after.get("nonzero"),
+        "macs": after.get("macs"),
+        "scores": {task.name: task.scores["final"] for task in report.tasks if "final" in task.scores},
+        "proof": (report.proof or {}).get("summary"),
+        "achieved": [dataclasses.asdict(item) for item in report.achieved],
+        "seconds": round(sum(report.seconds.values()), 1),
     }

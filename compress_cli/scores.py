@@ -27,6 +27,8 @@ class Scores:
         """Evaluate the module on the whole test split, where there is one, and remember it under `stage`."""
         if self._quality is None or not self._quality.can_evaluate or module is None:
             return
+        if not self._session.last and stage not in ("original", "final"):
+            return  # a step in between: what it leaves is all that matters
         recorded = self._session.recorded(f"scores {stage}")
         if recorded is not None:
             self._by_stage[stage] = {name: Score(**fields) for name, fields in recorded.items()}
@@ -34,7 +36,7 @@ class Scores:
         quality, session = self._quality, self._session
         with session.stage("evaluate", f"Evaluating: {stage}"):
             if stage == "original":
-                found = session.shared.once("original scores", lambda: quality.evaluate(module))
+                found = session.baseline.once("original scores", lambda: quality.evaluate(module))
             else:
                 found = quality.evaluate(module)
             self._by_stage[stage] = found

@@ -6,8 +6,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from compress_cli.config import RunConfig
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_INTERRUPTED, CompressError, UsageError
+from compress_cli.quantities import Limit
 from compress_cli.rundir import CONTENT, RunFolder, free_folder
 
 
@@ -44,21 +46,62 @@ class Shared:
         found: T = self._values[name]
         return found
 
+    def known(self, name: str, otherwise: Any) -> Any:
+        """The value called `name`, or another one where it has not been computed."""
+        return self._values.get(name, otherwise)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The place of a run among the steps of a combination (`compress combine`).
+
+    Attributes:
+        text: the step as it was typed; `earlier`: the report's lines of the steps before it.
+        last: whether this run trains, exports and measures.
+        baseline: what is known of the network that the first step began with; `checkpoint`: the report's section on it.
+        limits: the gates of the whole combination.
+    """
+
+    text: str
+    last: bool
+    earlier: tuple[Mapping[str, Any], ...]
+    baseline: Shared
+    checkpoint: Mapping[str, Any]
+    limits: tuple[Limit, ...]
+
 
 class Session:
     """One run in progress."""
 
     def __init__(
-        self, config: RunConfig, out: Out, folder: RunFolder | None, *, resume: bool, shared: Shared | None = None
+        self,
+        config: RunConfig,
+        out: Out,
+        folder: RunFolder | None,
+        *,
+        resume: bool,
+        shared: Shared | None = None,
+        chain: Chain | None = None,
     ) -> None:
         self.config = config
         self.out = out
         self.resume = resume
         self.shared = shared or Shared()
+        self.chain = chain
         self._folder = folder
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
         self.notes: list[str] = []
+
+    @property
+    def baseline(self) -> Shared:
+        """What is known of the network that the result is compared with: that of the first step of a combination."""
+        return self.chain.baseline if self.chain is not None else self.shared
+
+    @property
+    def last(self) -> bool:
+        """Whether the result of this run is what is shipped (it is not in the first steps of a combination)."""
+        return self.chain is None or self.chain.last
 
     @property
     def folder(self) -> RunFolder:
@@ -101,7 +144,13 @@ def command_line() -> str:
 
 @contextmanager
 def open_session(
-    config: RunConfig, out: Out, *, resume: bool, overwrite: bool, shared: Shared | None = None
+    config: RunConfig,
+    out: Out,
+    *,
+    resume: bool,
+    overwrite: bool,
+    shared: Shared | None = None,
+    chain: Chain | None = None,
 ) -> Iterator[Session]:
     """Hold the run folder for one run; on Ctrl-C or SIGTERM say how to resume; on failure leave no empty folder.
 
@@ -118,7 +167,7 @@ def open_session(
         config = _same_configuration(config, folder) if resume else config
         try:
             with _sigterm_as_interrupt():
-                yield Session(config, out, folder, resume=resume, shared=shared)
+                yield Session(config, out, folder, resume=resume, shared=shared, chain=chain)
         except KeyboardInterrupt as error:
             state = f"the last good state is in {path}" if _has_artifacts(path) else "nothing was written yet"
             raise Interrupted(f"interrupted; {state}", _resume_command(path)) from error

@@ -153,9 +153,7 @@ def ship(
     if not config.bench:
         session.note("latency not measured: --no-bench")
     artifacts = (
-        session.shared.once(
-            "original size", lambda: _artifact("original onnx", original.path, "original, exported by compress")
-        ),
+        session.baseline.once("original size", lambda: original_size(original)),
         _artifact("onnx", target, target.name),
         *([dense] if variant.weights != "dense" else []),
     )
@@ -213,11 +211,20 @@ def _artifact(role: str, path: Path, name: str) -> Artifact:
     return Artifact(role, name, size.bytes, size.gzip_bytes)
 
 
+def original_size(original: ExportResult) -> Artifact:
+    """Bytes of the original network as an ONNX file."""
+    return _artifact("original onnx", original.path, "original, exported by compress")
+
+
+def checkpoint_size(loaded: LoadedModel) -> Artifact:
+    """Bytes of the checkpoint as it was given."""
+    return _artifact("original checkpoint", loaded.path, loaded.path.name)
+
+
 def checkpoint_artifacts(session: Session, loaded: LoadedModel) -> tuple[Artifact, ...]:
     """Sizes of the original checkpoint and of the written `model.pt` (and its twin)."""
     with session.stage("gzip"):
-        name = loaded.path.name
-        rows = [session.shared.once("checkpoint size", lambda: _artifact("original checkpoint", loaded.path, name))]
+        rows = [session.baseline.once("checkpoint size", lambda: checkpoint_size(loaded))]
         for role, file in (("checkpoint", "model.pt"), ("safetensors", "model.safetensors")):
             if session.folder.file(file).exists():
                 rows.append(_artifact(role, session.folder.file(file), file))

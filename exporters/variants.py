@@ -67,9 +67,10 @@ def tolerance(weights: str) -> float:
     the packed graph otherwise (an addition into a convolution, for one): up to `ROUNDING`.
 
     Twice and more of what was measured (benchmarks/results): fp16 0.2 %; 8-bit uniform codes 3 %, twice that for each
-    bit less; 4-bit codebooks 30 %, likewise; int8 30 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
-    their size with 4-bit codebooks and with int8, its accuracy by less than half a point: the limit catches broken
-    files, and only an evaluation on data tells the accuracy.
+    bit less; 4-bit codebooks 50 %, likewise; int8 30 %. The logits of CIFAR ResNet-56 at 50 % sparsity move by 16 % of
+    their size with 4-bit codebooks and with int8, its accuracy by less than half a point (those of a ResNet-20 that was
+    decomposed, cut and pruned before by 32 %): the limit catches broken files, and only an evaluation on data tells the
+    accuracy.
     """
     if weights in ("dense", "packed"):
         return 0.0
@@ -81,7 +82,7 @@ def tolerance(weights: str) -> float:
     if code == "cb":
         return 0.3
     if code.startswith("cb"):
-        return min(1.0, 0.3 * 2.0 ** (4 - int(code[2:])))
+        return min(1.0, 0.5 * 2.0 ** (4 - int(code[2:])))
     return min(1.0, 0.03 * 2.0 ** (8 - int(code[1:])))
 
 

@@ -37,12 +37,16 @@ class Rows:
 def title(report: RunReport) -> str:
     """`resnet50.pth: global magnitude pruning`."""
     method = METHODS[report.method][1] if report.method in METHODS else report.method
+    if len(report.steps) > 1:
+        method = ", then ".join(METHODS[str(step["method"])][1] for step in report.steps)
     return f"{_short(str(report.checkpoint.get('path', '')))}: {method}"
 
 
 def tables(report: RunReport, layers_shown: int) -> Iterator[Rows]:
     """Every table of the report, in order; empty ones are left out."""
     yield Rows(title(report), ("", "original", "compressed", ""), tuple(_summary(report)))
+    if len(report.steps) > 1:
+        yield steps(report)
     if report.tasks:
         yield accuracy(report.tasks)
     if report.layers:
@@ -107,6 +111,24 @@ def _latency_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
     yield ("latency p50", f"{original['p50_ms']:.2f} ms", f"{compressed['p50_ms']:.2f} ms", where)
     spread = f"spread {original['spread_ms']:.2f} / {compressed['spread_ms']:.2f} ms"
     yield ("latency p95", f"{original['p95_ms']:.2f} ms", f"{compressed['p95_ms']:.2f} ms", spread)
+
+
+def steps(report: RunReport) -> Rows:
+    """What each step of a combination left, from the original on."""
+    before = report.complexity_before or {}
+    tasks = [task.name for task in report.tasks]
+    original = {task.name: task.scores.get("original") for task in report.tasks}
+    lines = [{"step": "original", "scores": original, **before}, *report.steps]
+    counts = ("params", "nonzero", "macs")
+    cells = tuple(
+        (
+            str(line["step"]),
+            *(format_count(line[name]) if line.get(name) is not None else "-" for name in counts),
+            *(f"{line['scores'][task]:.2f}" if line["scores"].get(task) is not None else "-" for task in tasks),
+        )
+        for line in lines
+    )
+    return Rows("Steps", ("step", "parameters", "non-zero", "MACs", *tasks), cells)
 
 
 def accuracy(tasks: tuple[TaskRow, ...]) -> Rows:
@@ -228,7 +250,7 @@ def headline(report: RunReport) -> list[str]:
 
 def truth(report: RunReport) -> str:
     """What the change is worth at run time: measured, not promised."""
-    if report.method == "magnitude":
+    if report.method == "magnitude" and len(report.steps) < 2:
         share = report.achieved[0].share if report.achieved else 0.0
         measured = "" if report.latency is None else f" Measured here: {_ratio_text(report.latency)}."
         return (
