@@ -65,6 +65,34 @@ def test_augmentation_of_a_sample_does_not_depend_on_its_batch(make_tree: Callab
     assert 400 < int(draws.mirror.sum()) < 600
 
 
+def test_randaugment_is_torchvisions_by_a_seed_of_the_sample(make_tree: Callable[..., Path]) -> None:
+    from torchvision.transforms import v2
+
+    from compress_cli.data.augment import mix
+
+    tree = str(make_tree({"train/a": 4, "train/b": 4, "test/a": 1, "test/b": 1}))
+
+    def images(pieces: list[list[int]], *words: str) -> torch.Tensor:
+        data = open_data(config(data=tree, preprocess="none", recipe=list(words)), model(), print)
+        assert data is not None
+        assert data.train is not None
+        return torch.cat([batch.inputs[0] for batch in data.train.batches(pieces, device=CPU, epoch=2, seed=5)])
+
+    found = images([[5, 0], [3]], "randaugment=true")
+    assert torch.equal(found, torch.cat([images([[5]], "randaugment=true"), images([[0], [3]], "randaugment=true")]))
+    assert not torch.equal(found, images([[5, 0], [3]]))
+    data = open_data(config(data=tree, preprocess="none"), model(), print)
+    assert data is not None
+    assert isinstance(data.train, MemoryImages)
+    pixels = next(iter(data.train.batches([[5]], device=CPU))).inputs[0].mul(255).round().to(torch.uint8)
+    torch.manual_seed(mix(5, 2, 4, 5))
+    changed = v2.RandAugment()(pixels[0])[None]
+    by_hand = augment(
+        changed, Augmentation.standard(3, 8), draw(Augmentation.standard(3, 8), 8, 5, 2), torch.tensor([5])
+    )
+    torch.testing.assert_close(found[:1], by_hand / 255)
+
+
 def test_default_preprocessing_is_imagenets_and_flags_change_it() -> None:
     default, why = choose_preprocess(config(), model())
     assert (default.name, default.size, default.mean) == ("imagenet", (8, 8), (0.485, 0.456, 0.406))

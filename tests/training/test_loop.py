@@ -248,6 +248,32 @@ def test_learning_rate_curves() -> None:
     assert cosine.rate_at(50, 100) == pytest.approx(0.1)
     assert cosine.rate_at(25, 100) == pytest.approx(0.2 * (1 + 2**-0.5) / 2)
 
+    cycle = Recipe(1, 0.2, curve="one-cycle")
+    assert [round(cycle.rate_at(step, 100), 6) for step in (0, 29, 30, 65)] == [
+        round(0.2 / 31, 6),
+        round(0.2 * 30 / 31, 6),
+        0.2,
+        0.1,
+    ]
+    assert Recipe(1, 0.2, curve="constant", warmup=0.0).rate_at(99, 100) == 0.2
+
+
+def test_clipped_gradients_have_the_asked_norm(
+    open_run: Callable[..., Any], network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = []
+    original = torch.optim.SGD.step
+
+    def watched(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:
+        grads = [weight.grad.flatten() for group in self.param_groups for weight in group["params"]]
+        norms.append(torch.cat(grads).norm().item())
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    with open_run() as (session, quality):
+        finetune(network, quality, session=session, recipe=Recipe(1, 0.01, batch_size=96, clip_norm=0.25))
+    assert norms == pytest.approx([0.25, 0.25], rel=1e-4)
+
 
 def test_default_recipe_follows_the_sparsity(open_run: Callable[..., Any]) -> None:
     with open_run() as (session, _):

@@ -14,7 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from compress_cli.data.folders import class_folder
+from compress_cli.data.preprocess import Preprocess
+from compress_cli.data.sources import images_split
 from compress_cli.errors import InputError
+from compress_cli.tasks import classification
 from compress_cli.training import finetune
 from compress_cli.training.recipe import Recipe
 from compress_cli.training.saving import load_state
@@ -128,6 +132,93 @@ def test_an_image_that_vanishes_ends_in_one_error_and_the_last_state_stays(
         state = load_state(session.folder.file(STATE))
     assert state is not None
     assert state["progress"]["step"] == 4
+
+
+@pytest.mark.forks
+def test_a_disk_that_refuses_more_ends_in_one_error_and_the_run_goes_on_later(
+    open_run: Callable[..., Any], network: nn.Module, tmp_path: Path
+) -> None:
+    """The operating system's own refusal, in a child: no file may grow beyond 1,000 bytes once a state was saved."""
+
+    def child() -> None:
+        import resource
+
+        original = Trainer.save
+
+        def then_full(self: Trainer) -> None:
+            original(self)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+        Trainer.save = then_full  # type: ignore[method-assign]
+        try:
+            train(open_run, network)
+        except InputError as error:
+            (tmp_path / "said").write_text(str(error))
+
+    straight = copy.deepcopy(network)
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(600)
+    assert "cannot write" in (tmp_path / "said").read_text()
+    folder = tmp_path / "run" / "checkpoints"
+    assert [item.name for item in folder.iterdir()] == ["last.pt"]
+    state = load_state(folder / "last.pt")
+    assert state is not None
+    assert state["progress"]["step"] == 1
+    record = train(open_run, network, resume=True)
+    assert record["steps"] == 6
+    train(open_run, straight)
+    assert all(torch.equal(value, straight.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def image_tree(folder: Path, side: int) -> Path:
+    from PIL import Image
+
+    for number in range(16):
+        place = folder / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((side, side), 50).convert("RGB").save(place / f"{number:02}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("side", "kept"), [(72, "read on demand"), (16, "in memory")])
+def test_an_image_file_that_is_removed_between_epochs(
+    open_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, kept: str
+) -> None:
+    """Files that are read in every epoch are missed, with the state of the last epoch; decoded ones are not."""
+    images = class_folder(image_tree(tmp_path / "images", side))
+    preprocess = Preprocess("none", (side, side), side, (0.5,) * 3, (0.25,) * 3)
+    recipe = Recipe(epochs=2, lr=0.01, batch_size=8)
+    lost = images.files[3]
+    content = lost.read_bytes()
+
+    def tune(**how: Any) -> dict[str, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        with open_run(**how) as (session, quality):
+            object.__setattr__(quality.data, "train", images_split(images, preprocess, training=True))
+            object.__setattr__(quality.data, "test", None)
+            object.__setattr__(quality.data, "tasks", classification(2))
+            return finetune(model, quality, session=session, recipe=recipe)
+
+    original = Trainer._close_epoch
+
+    def then_lost(self: Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        lost.unlink(missing_ok=True)
+
+    monkeypatch.setattr(Trainer, "_close_epoch", then_lost)
+    if kept == "in memory":
+        assert tune()["steps"] == 4
+        return
+    with pytest.raises(InputError, match=rf"{lost.name} is gone"):
+        tune()
+    state = load_state(tmp_path / "run" / STATE)
+    assert state is not None
+    assert state["progress"]["step"] == 2
+    lost.write_bytes(content)
+    monkeypatch.setattr(Trainer, "_close_epoch", original)
+    assert [row["epoch"] for row in tune(resume=True)["history"]] == [1, 2]
 
 
 def test_a_damaged_state_is_refused(open_run: Callable[..., Any], network: nn.Module, tmp_path: Path) -> None:
