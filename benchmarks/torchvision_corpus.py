@@ -4,7 +4,8 @@ For each builder: a state dict with seeded weights (no architecture inside) is w
 `compress prune FILE --sparsity 0.9 --no-bench --json` runs on it, in a child forked from a process that has imported
 torch already (with `--cold` in a fresh process). Recorded: exit code, recognised architecture, zeros in the written
 file against round(0.9 N), exporter, worst relative difference between ONNX Runtime and PyTorch, bytes, seconds.
-With export, the ONNX file is then expanded by `unpack`, and packed again without loss and with 4-bit codebooks: bytes
+With export, the report says whether the packed file was folded and equal to the dense one; the files of networks up to
+15 M parameters are then expanded by `unpack`, and packed again without loss and with 4-bit codebooks: bytes
 beside the entropy bound, whether ONNX Runtime folds the decoder away, whether the lossless file gives the plain one's
 outputs bit for bit on two inputs (else the difference), whether `unpack` gives every tensor back bit for bit.
 
@@ -36,6 +37,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "torchvision_corpus.json"
 SPARSITY = "0.9"
 ROUNDING = 1e-6
+CHECKED_AGAIN = 60_000_000
+"""Bytes of a checkpoint up to which the exported file is unpacked and packed again."""
 
 
 def main() -> None:
@@ -121,7 +124,8 @@ def prune(name: str, options: argparse.Namespace) -> dict[str, Any]:
         begin = time.monotonic()
         code = cold(words, folder) if options.cold else in_child(lambda: run_command(words), folder)
         row = judge(code, (folder / "stdout").read_text(), (folder / "stderr").read_text(), begin, options)
-        return with_packing(row, folder) if row["ok"] and not options.no_export else row
+        small = row["ok"] and not options.no_export and row["bytes"]["original checkpoint"] < CHECKED_AGAIN
+        return with_packing(row, folder) if small else row
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -183,6 +187,7 @@ def judge(code: int, stdout: str, stderr: str, begin: float, options: argparse.N
         "ranked": achieved["out_of"],
         "macs": (report["complexity_after"] or {}).get("macs"),
         "exporter": export.get("exporter"),
+        "packed": packed_row(report["packing"]),
         "worst_relative_difference": max((item["max_rel"] for item in agreements), default=None),
         "bytes": {artifact["role"]: artifact["bytes"] for artifact in report["artifacts"]},
         "warnings": report["warnings"],
@@ -190,6 +195,16 @@ def judge(code: int, stdout: str, stderr: str, begin: float, options: argparse.N
     }
     problems = list(problems_of(result, report["notes"]))
     return {**result, "ok": not problems, "why": "; ".join(problems)}
+
+
+def packed_row(section: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the run itself found out about its packed file."""
+    if section is None or section.get("packing") is None:
+        return None
+    found, packing = section["comparison"], section["packing"]
+    return {name: found[name] for name in ("identical", "rms_rel")} | {
+        name: packing.get(name) for name in ("folded", "bytes_after", "bound_bytes") if name in packing
+    }
 
 
 def with_packing(row: dict[str, Any], folder: Path) -> dict[str, Any]:
