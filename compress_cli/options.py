@@ -47,7 +47,8 @@ ScoreOption = Annotated[
     str | None,
     option(
         "--score",
-        help="magnitude, lamp or erk; channels: magnitude, l1, bn, lamp, fpgm, taylor or fisher. Default magnitude.",
+        help="magnitude, lamp, erk or recovery; channels: magnitude, l1, bn, lamp, fpgm, taylor, fisher or recovery. "
+        "recovery (with --calib): what removal costs after the rest made up for it. Default magnitude.",
         panel=SELECT,
     ),
 ]

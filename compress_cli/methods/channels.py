@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from compress_cli.session import Session
     from pruners.channels import Budget, Fitted, Groups, ScoreOptions, SelectionOptions
 
+RECOVERY = "recovery"
+"""The score that `pruners` does not have: prices after compensation, from images."""
 BUG = "this is a bug in compress: please report it with the run folder's log.txt"
 
 
@@ -64,6 +66,11 @@ class Channels:
             from pruners.channels.scores import NEEDS_GRADIENTS
 
             score, _ = _score_options(config), _selection(config)
+        if config.score == RECOVERY and not config.calib:
+            raise UsageError(
+                "--score recovery is measured on images, and the weights that stay are solved on them",
+                "add --calib DIR with a few hundred unlabelled images",
+            )
         if score.score in NEEDS_GRADIENTS and not (config.calib or config.data or config.task):
             raise UsageError(f"the {score.score} score is measured on images", "add --calib DIR, or --data or --task")
 
@@ -87,13 +94,21 @@ class Channels:
                 key, lambda: analyse(module, inputs, ignore=config.ignore, only=config.only)
             )
         options, selection = _score_options(config), _selection(config)
+        priced = config.score == RECOVERY
         with session.stage("scores"):
-            gradients = _gradients(quality, module, options.score)
+            gradients = None if priced else _gradients(quality, module, options.score)
         budget, limits = _budget(config, CostModel(groups))
-        recorded = {"score": options.score, "normalise": options.normaliser}
+        recorded = {
+            "score": RECOVERY if priced else options.score,
+            "normalise": "none" if priced else options.normaliser,
+        }
 
         def choose(found: Groups) -> Any:
-            values = score(module, found, options, gradients=gradients)
+            values = (
+                _prices(session, quality, module, found)
+                if priced
+                else score(module, found, options, gradients=gradients)
+            )
             return choose_plan(found, values, budget, selection, more=recorded)
 
         with channel_errors(), session.stage("cut", "Cutting and proving"):
@@ -238,7 +253,22 @@ def name_in(tensors: Mapping[str, Any], name: str) -> str:
 def _score_options(config: RunConfig) -> ScoreOptions:
     from pruners.channels import ScoreOptions
 
-    return ScoreOptions(config.score)  # type: ignore[arg-type]
+    return ScoreOptions("magnitude" if config.score == RECOVERY else config.score)  # type: ignore[arg-type]
+
+
+def _prices(session: Session, quality: Quality | None, module: nn.Module, groups: Groups) -> Any:
+    """What the removal of each channel costs after recovery.
+
+    Raises:
+        InputError: there are no calibration images.
+    """
+    from compress_cli.recovering import recovery_errors
+    from compress_cli.recovery.channel_prices import channel_prices
+
+    if quality is None or not quality.can_recalibrate:
+        raise InputError("there are no calibration images", "pass --calib DIR")
+    with recovery_errors():
+        return channel_prices(module, list(quality.calibration()), groups, seed=session.config.seed)
 
 
 def _selection(config: RunConfig) -> SelectionOptions:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compress_cli.errors import UsageError, VerificationError
+from compress_cli.errors import UnsupportedModelError, UsageError, VerificationError
+from compress_cli.methods import priced
 from compress_cli.methods.base import Measured
 from compress_cli.report import Achieved, LayerRow, Skipped
 from compress_cli.translate import pruning_errors
@@ -38,15 +39,29 @@ class Magnitude:
                 f"--schedule {config.schedule} prunes while training, and there is no training data",
                 "add --data DIR or --task FILE, or drop --schedule",
             )
+        if config.score == priced.SCORE and not config.calib:
+            raise UsageError(
+                "--score recovery is measured on images, and the weights that stay are solved on them",
+                "add --calib DIR with a few hundred unlabelled images",
+            )
+        if config.score == priced.SCORE and config.schedule != "one-shot":
+            raise UsageError(f"--score recovery chooses once, not by --schedule {config.schedule}", "drop one of them")
 
-    def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> magnitude.MagnitudePlan:
+    def plan(
+        self, session: Session, loaded: LoadedModel, quality: Quality | None
+    ) -> magnitude.MagnitudePlan | priced.PricedPlan:
         """Rank every weight that feeds a convolution or matrix product and find the exact cut."""
+        if session.config.score == priced.SCORE:
+            return _priced(session, loaded, quality)
         with pruning_errors():
             return magnitude.plan(_candidates(loaded), _options(session.config))
 
-    def apply_(self, loaded: LoadedModel, plan: magnitude.MagnitudePlan) -> None:
+    def apply_(self, loaded: LoadedModel, plan: magnitude.MagnitudePlan | priced.PricedPlan) -> None:
         """Write the zeros."""
         with pruning_errors():
+            if isinstance(plan, priced.PricedPlan):
+                assert loaded.module is not None
+                return priced.apply_(loaded.module, plan)
             magnitude.apply_(loaded.module if loaded.module is not None else loaded.tensors, plan)
 
     def settle(self, session: Session, loaded: LoadedModel, plan: magnitude.MagnitudePlan) -> magnitude.MagnitudePlan:
@@ -105,9 +120,29 @@ class Magnitude:
 
 
 def _options(config: RunConfig) -> magnitude.MagnitudeOptions:
+    score = "magnitude" if config.score == priced.SCORE else config.score
     return magnitude.MagnitudeOptions(
-        str(config.sparsity), config.scope, config.score, config.floor, config.ignore, config.only
+        str(config.sparsity), config.scope, score, config.floor, config.ignore, config.only
     )
+
+
+def _priced(session: Session, loaded: LoadedModel, quality: Quality | None) -> priced.PricedPlan:
+    """Choose by the price after recovery.
+
+    Raises:
+        UnsupportedModelError: there is no network to run, or it cannot be traced.
+    """
+    from compress_cli.recovering import recovery_errors
+
+    if loaded.module is None or quality is None:
+        raise UnsupportedModelError(
+            f"--score recovery runs the network, but {loaded.missing_reason}", "pass --arch (and --input-shape)"
+        )
+    batches = list(quality.calibration())
+    with pruning_errors(), recovery_errors(), session.out.progress("Choosing") as bar:
+        return priced.plan(
+            loaded.module, _options(session.config), batches, seed=session.config.seed, on_step=bar.update
+        )
 
 
 def _candidates(loaded: LoadedModel) -> magnitude.Candidates:

@@ -10,7 +10,7 @@ the compressed network hands on (`recover(..., zeros=)`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,18 @@ class Curve:
     weights: int
     zeros: tuple[int, ...]
     errors: tuple[float, ...]
+
+
+def solvable(dense: nn.Module, batches: Sequence[Tensor | Sequence[Tensor]]) -> list[str]:
+    """Names of the weights that layers of the traced network multiply by, in order of their first use.
+
+    Raises:
+        CannotTrace: as in `recover`.
+    """
+    first = batches[0]
+    device = next(dense.parameters()).device
+    example = tuple(part[:1].to(device) for part in ((first,) if isinstance(first, Tensor) else first))
+    return list(dict.fromkeys(call.weight for call in trace(dense, example, "original").calls()))
 
 
 def error_curves(
@@ -185,11 +197,3 @@ def _hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 def _above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
     """Whether b lies on or above the line from a to c."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
-
-
-def per_layer(names: Mapping[str, tuple[int, int]], share: float, floor: int = 0) -> dict[str, int]:
-    """The same share of zeros in each layer: name -> (weights, zeros that are there already)."""
-    found = {}
-    for name, (weights, present) in names.items():
-        found[name] = max(min(round(share * weights), weights - floor), present)
-    return found
