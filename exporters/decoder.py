@@ -39,6 +39,7 @@ class Emitter:
         self._prefix = prefix
         self._count = 0
         self._tables: dict[int, str] = {}
+        self._filled: dict[tuple[tuple[int, ...], Any, str], str] = {}
 
     def name(self) -> str:
         """A fresh name of a value."""
@@ -72,9 +73,15 @@ class Emitter:
         return self.op("Cast", value, output=output, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def filled(self, shape: Sequence[int], number: Any, dtype: Any, output: str | None = None) -> str:
-        """A tensor of `shape` with `number` everywhere."""
-        value = numpy_helper.from_array(np.array([number], dtype))
-        return self.op("ConstantOfShape", self.int64(*shape), output=output, value=value)
+        """A tensor of `shape` with `number` everywhere; emitted once for all that need the same."""
+        key = (tuple(shape), number, np.dtype(dtype).str)
+        if output is not None or key not in self._filled:
+            value = numpy_helper.from_array(np.array([number], dtype))
+            name = self.op("ConstantOfShape", self.int64(*shape), output=output, value=value)
+            if output is not None:
+                return name
+            self._filled[key] = name
+        return self._filled[key]
 
     def cut(self, value: str, begin: int, end: int) -> str:
         """`value`[begin:end] along the first axis."""

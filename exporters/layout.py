@@ -6,7 +6,7 @@ nodes and small constants take in the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -50,8 +50,11 @@ class Layout:
     dense: tuple[str, ...]
 
 
-def plan_layout(tensors: Iterable[Quantized]) -> Layout:
-    """The smallest file for `tensors`, by the sizes of this module."""
+def plan_layout(tensors: Iterable[Quantized], lean: Container[str] = ()) -> Layout:
+    """The smallest file for `tensors`, by the sizes of this module.
+
+    Tensors named in `lean`, and those of `GAP8_ELEMENTS` and more, get the decoder that needs the least memory.
+    """
     blocks: list[Block] = []
     zeros: list[Quantized] = []
     dense: list[str] = []
@@ -59,6 +62,8 @@ def plan_layout(tensors: Iterable[Quantized]) -> Layout:
     for tensor in tensors:
         if not tensor.kept.any():
             zeros.append(tensor)
+        elif tensor.name in lean or tensor.restored.size >= GAP8_ELEMENTS:
+            _place([tensor], blocks, dense, lean=True)
         elif tensor.restored.size < JOIN_BELOW:
             small.append(tensor)
         else:
@@ -68,15 +73,15 @@ def plan_layout(tensors: Iterable[Quantized]) -> Layout:
     return Layout(tuple(blocks), tuple(zeros), tuple(dense))
 
 
-def treatment_of_zeros(nonzero: int, size: int, bits: int) -> tuple[bool, bool]:
+def treatment_of_zeros(nonzero: int, size: int, bits: int, *, lean: bool = False) -> tuple[bool, bool]:
     """(zeros are left out of the value stream, a codebook reserves a code for zero) for a tensor before it is coded."""
     saved = (size - nonzero) * bits - mask_entropy_bits(nonzero, size)
     masked = saved > 8 * BLOCK_BYTES or (saved > 0 and size < JOIN_BELOW)
-    return masked, size >= GAP8_ELEMENTS or (not masked and nonzero < size)
+    return masked, lean or size >= GAP8_ELEMENTS or (not masked and nonzero < size)
 
 
-def _place(group: list[Quantized], blocks: list[Block], dense: list[str]) -> None:
-    block = _block(tuple(group))
+def _place(group: list[Quantized], blocks: list[Block], dense: list[str], *, lean: bool = False) -> None:
+    block = _lean_block(group[0]) if lean else _block(tuple(group))
     if total_bytes(block) < sum(tensor.restored.nbytes for tensor in group):
         blocks.append(block)
     elif len(group) == 1:
@@ -140,16 +145,20 @@ def _block(tensors: tuple[Quantized, ...]) -> Block:
     kept = np.concatenate([tensor.kept for tensor in tensors])
     index = _index(np.flatnonzero(kept), len(kept)) if _indexed_pays(tensors[0]) else None
     raw = Block(tensors, index)
-    if len(kept) >= GAP8_ELEMENTS:  # the decoder of ranks needs too much memory for layers of this size
-        return raw
     plan = plan_ranks(tensors, index)
     pays = plan is not None and plan.nbytes + RANK_BYTES < _value_bytes(raw)
     return Block(tensors, index, plan.k) if plan and pays else raw
 
 
+def _lean_block(tensor: Quantized) -> Block:
+    """Byte gaps and values at their full width: few intermediates while a runtime unpacks them."""
+    indexed = _indexed_pays(tensor)
+    return Block((tensor,), encode_gap8(np.flatnonzero(tensor.kept), tensor.kept.size) if indexed else None)
+
+
 def _index(positions: Array, size: int) -> RiceIndex | GapIndex:
     k = best_k(gaps(positions))
-    if size >= GAP8_ELEMENTS or not fits_int32(len(positions), size, k):
+    if not fits_int32(len(positions), size, k):
         return encode_gap8(positions, size)
     return encode_rice(positions, size, k)
 

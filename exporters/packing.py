@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,18 @@ from exporters.bitcode import GapIndex
 from exporters.decoder import Block, Emitter, emit_block, emit_zero
 from exporters.errors import BadOnnxFile
 from exporters.folding import evaluate_decoders, folded, replace_decoders
-from exporters.layout import Layout, bound_bytes, payload_bytes, plan_layout, stored_count, treatment_of_zeros
+from exporters.layout import (
+    GAP8_ELEMENTS,
+    Layout,
+    bound_bytes,
+    payload_bytes,
+    plan_layout,
+    stored_count,
+    treatment_of_zeros,
+)
 from exporters.proto import value_names
 from exporters.shorten import shorten
+from exporters.slabs import Slab, join_layers, split_layers
 from exporters.values import VALUE_CODES, Quantized, code_bits, effective_code, positive_zero, quantize
 from exporters.weights import Left, Weight, constants_to_initializers, negative_zeros, weights
 
@@ -35,7 +44,7 @@ Array = NDArray[Any]
 __all__ = ["TIERS", "PackResult", "PackedTensor", "folded", "pack", "tier_code", "unpack"]
 
 LEAST_OPSET = 13
-LOAD_MEMORY = 4.5  # peak of ONNX Runtime 1.32 over the size of a 411 MB layer (dense: 2.0): it keeps intermediates
+LOAD_MEMORY = 4.3  # peak of ONNX Runtime 1.32 over the size of a 411 MB layer in one piece (dense: 2.0)
 MARK = "compress.weights"  # metadata key that names the tier of a packed file
 TIERS = ("packed", *(f"packed-{code}" for code in ("fp16", *VALUE_CODES[2:])))
 
@@ -143,10 +152,14 @@ def pack(
     model = files.read(source)
     before = files.weight_bytes(model), _file_bytes(source, model)
     notes = _prepare(model)
+    wishes = _Wishes(wanted, codes or {}, importance or {})
+    slabs: dict[str, Slab] = {}
+    if files.opset(model) >= LEAST_OPSET:
+        slabs = split_layers(model, GAP8_ELEMENTS, wishes.pays_in_slabs)
+        wishes = wishes.with_slabs(slabs)
     found, left = weights(model) if files.opset(model) >= LEAST_OPSET else ([], [])
-    lossy = _Wishes(wanted, codes or {}, importance or {})
-    stored, reasons = _quantized(found, lossy)
-    layout = plan_layout(stored.values())
+    stored, reasons = _quantized(found, wishes, slabs)
+    layout = plan_layout(stored.values(), slabs)
     dense = {name: reasons.get(name, "packing would not make it smaller") for name in layout.dense}
     left += [Left(w.name, w.array.nbytes, dense[w.name]) for w in found if w.name in dense]
     tensors = _described(layout)
@@ -154,7 +167,7 @@ def pack(
         f"{t.name}: unpacking its {t.dense_bytes / 1e6:,.0f} MB takes about {LOAD_MEMORY} times as much memory while a "
         "runtime loads the file"
         for t in tensors
-        if t.index == "gap8"
+        if t.index == "gap8" and t.name not in slabs
     ]
     changed = bool(tensors)
     graph_bytes = 0
@@ -201,6 +214,7 @@ def unpack(source: Path, target: Path) -> tuple[str, ...]:
         shutil.copyfile(source, target)
         return ()
     replace_decoders(model, arrays)
+    join_layers(model)
     marks = [item for item in model.metadata_props if item.key == MARK]
     for mark in marks:
         model.metadata_props.remove(mark)
@@ -233,6 +247,20 @@ class _Wishes:
     codes: Mapping[str, str]
     importance: Mapping[str, Array]
 
+    def pays_in_slabs(self, name: str, array: Array) -> bool:
+        """Whether the decoder of a huge weight will be written: a lossy code, or zeros enough."""
+        return self.codes.get(name, self.code) != "f32" or int(np.count_nonzero(array)) < 0.8 * array.size
+
+    def with_slabs(self, slabs: Mapping[str, Slab]) -> _Wishes:
+        """The same wishes for parts of weights."""
+        codes = {name: self.codes[slab.weight] for name, slab in slabs.items() if slab.weight in self.codes}
+        matters = {
+            name: self.importance[slab.weight][slab.part]
+            for name, slab in slabs.items()
+            if slab.weight in self.importance
+        }
+        return _Wishes(self.code, {**self.codes, **codes}, {**self.importance, **matters})
+
     def code_of(self, weight: Weight) -> str:
         usual = self.code if weight.product else "f16" if weight.bias and self.code != "f32" else "f32"
         code = self.codes.get(weight.name, usual)
@@ -262,7 +290,9 @@ def _file_bytes(path: Path, model: ModelProto) -> int:
     return size if size >= inside else size + inside
 
 
-def _quantized(found: list[Weight], wishes: _Wishes) -> tuple[dict[str, Quantized], dict[str, str]]:
+def _quantized(
+    found: list[Weight], wishes: _Wishes, lean: Container[str]
+) -> tuple[dict[str, Quantized], dict[str, str]]:
     """(tensors as they will be stored, reasons why some do not get the code that was asked)."""
     stored: dict[str, Quantized] = {}
     reasons: dict[str, str] = {}
@@ -270,16 +300,17 @@ def _quantized(found: list[Weight], wishes: _Wishes) -> tuple[dict[str, Quantize
         code, reason = effective_code(weight.array, wishes.code_of(weight))
         if reason:
             reasons[weight.name] = reason
-        stored[weight.name] = _quantize(weight, code, wishes.importance.get(weight.name))
+        matters = wishes.importance.get(weight.name)
+        stored[weight.name] = _quantize(weight, code, matters, lean=weight.name in lean)
     return stored, reasons
 
 
-def _quantize(weight: Weight, code: str, importance: Array | None) -> Quantized:
+def _quantize(weight: Weight, code: str, importance: Array | None, *, lean: bool) -> Quantized:
     array = positive_zero(weight.array)
     nonzero, size = int(np.count_nonzero(array)), array.size
     if not nonzero:
         return Quantized(weight.name, "native", array, array.reshape(-1), np.zeros(size, np.bool_))
-    masked, reserve = treatment_of_zeros(nonzero, size, code_bits(code, array.dtype))
+    masked, reserve = treatment_of_zeros(nonzero, size, code_bits(code, array.dtype), lean=lean)
     return quantize(
         weight.name, array, code, weight.channel_axis, masked=masked, reserve_zero=reserve, importance=importance
     )
