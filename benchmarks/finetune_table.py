@@ -187,9 +187,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("--small", action="store_true", help="ResNet-20, one budget each, few images: every row runs")
-    parser.add_argument("--per-class", type=int, default=200, help="training images a class with --small")
+    parser.add_argument("--per-class", type=int, default=100, help="training images a class with --small")
     parser.add_argument("--epochs", type=int, help="default 60, 3 with --small")
-    parser.add_argument("--batch-size", type=int, help="default 128, 64 with --small")
+    parser.add_argument("--batch-size", type=int, help="default 128, 50 with --small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1, help="rows at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune-table"))
@@ -211,7 +211,7 @@ def main() -> None:
         images_in(data / "train"),
         images_in(data / "test"),
         options.epochs or (3 if options.small else 60),
-        options.batch_size or (64 if options.small else 128),
+        options.batch_size or (50 if options.small else 128),
         options.seed,
     )
     table = Table(options.results, options.small, form)
