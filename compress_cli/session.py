@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,10 @@ class Shared:
             self._values[name] = compute()
         found: T = self._values[name]
         return found
+
+    def portable(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of the named values that are known, for another process."""
+        return {name: self._values[name] for name in names if name in self._values}
 
     def known(self, name: str, otherwise: Any) -> Any:
         """The value called `name`, or another one where it has not been computed."""

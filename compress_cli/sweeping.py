@@ -1,20 +1,22 @@
 """`compress sweep`: several methods at several budgets on one original, and which results nothing else beats.
 
-All points run in one process and share what does not depend on the budget: decoded images, the original's scores,
-trace and ONNX file, spectra, importance scores. A point that fails is recorded and the others go on; a sweep that was
-stopped continues with the points that are missing.
+Points share what does not depend on the budget: decoded images, the original's scores, trace and ONNX file, spectra,
+importance scores, and the first steps of combinations that begin alike. A point that fails is recorded and the others
+go on; a sweep that was stopped continues with the points that are missing. Several workers: `sweep_workers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress_cli.combining import Step, combine, parse_steps
 from compress_cli.config import RunConfig
 from compress_cli.console import Out, format_seconds
 from compress_cli.errors import CompressError, InputError, UsageError
@@ -28,16 +30,24 @@ BUDGETS = ("sparsity", "max_params", "max_flops", "max_size")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run of the grid: `budget` is the setting, such as `max_flops`, `asked` its text."""
+    """One run of the grid: a method at a budget, or a combination of several."""
 
-    method: str
-    budget: str
-    asked: str
+    steps: tuple[Step, ...]
 
     @property
     def name(self) -> str:
         """The run's folder inside the sweep's."""
-        return f"{self.method}-{self.budget.replace('max_', '')}-{self.asked.replace('%', 'pct')}"
+        return "+".join(step.slug for step in self.steps)
+
+    @property
+    def method(self) -> str:
+        """Names of the methods, joined by `+`."""
+        return "+".join(step.method for step in self.steps)
+
+    @property
+    def group(self) -> str:
+        """Points of one group share caches (one method) or steps (combinations that begin alike)."""
+        return self.method if len(self.steps) == 1 else self.steps[0].slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +68,14 @@ class Result:
     pareto: bool = False
 
 
-def grid(methods: Sequence[str], budgets: dict[str, Sequence[str]]) -> tuple[Point, ...]:
-    """Every method at every budget that it understands; magnitude takes `sparsity`, the others the rest.
+def grid(
+    methods: Sequence[str], budgets: dict[str, Sequence[str]], combinations: Sequence[str] = ()
+) -> tuple[Point, ...]:
+    """Every method at every budget that it understands (magnitude takes `sparsity`, the others the rest), and
+    combinations as `compress combine` has them: `alds:max-params=70%+magnitude:sparsity=0.8`.
 
     Raises:
-        UsageError: an unknown method, or one without a budget.
+        UsageError: an unknown method, one without a budget, or a combination that makes no sense.
     """
     points: list[Point] = []
     for method in methods:
@@ -72,46 +85,86 @@ def grid(methods: Sequence[str], budgets: dict[str, Sequence[str]]) -> tuple[Poi
         if not wanted:
             need = "--sparsity" if method == "magnitude" else "--max-flops or --max-params"
             raise UsageError(f"there is no budget for --method {method}", f"add {need}, for example {need} 0.5,0.7")
-        points += [Point(method, name, asked) for name in wanted for asked in budgets[name]]
+        points += [Point((Step(method, ((name, asked),)),)) for name in wanted for asked in budgets[name]]
+    points += [Point(parse_steps([text])) for text in combinations]
     return tuple(dict.fromkeys(points))
 
 
-def sweep(base: RunConfig, points: Sequence[Point], folder: Path, out: Out, *, resume: bool = False) -> list[Result]:
-    """Run the points one after the other in sub-folders of `folder`; writes `sweep.json` after each.
+def sweep(
+    base: RunConfig,
+    points: Sequence[Point],
+    folder: Path,
+    out: Out,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    memory: int | None = None,
+) -> list[Result]:
+    """Run the points in sub-folders of `folder`; writes `sweep.json` and `sweep.html` after each.
+
+    Args:
+        workers: processes that run points at the same time, those of one method in one process.
+        memory: bytes that a worker may hold; one that needs more is stopped, its point recorded as failed.
 
     Raises:
         UsageError: the folder holds a sweep and `resume` was not asked.
         Interrupted: stopped from outside; the finished points stay.
     """
-    from compress_cli.pipeline import run
-
     if (folder / "sweep.json").exists() and not resume:
         raise UsageError(f"{folder} already holds a sweep", "continue it with --resume, or choose another -o DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}", "choose another -o DIR") from error
-    shared = Shared(folder / ".shared")
-    results: list[Result] = []
+    results: dict[Point, Result] = {}
     begin = time.monotonic()
-    for number, point in enumerate(points):
-        left = (time.monotonic() - begin) / number * (len(points) - number) if number else 0.0
-        out.info(f"[{number + 1}/{len(points)}] {point.name}{f', {format_seconds(left)} left' if number else ''}")
-        place = folder / point.name
-        config = dataclasses.replace(
-            base, verb="sweep", method=point.method, output=str(place), **{point.budget: point.asked}
+
+    def done(result: Result) -> None:
+        results[result.point] = result
+        _write(folder, mark_pareto([results[point] for point in points if point in results]))
+        passed, left = time.monotonic() - begin, len(points) - len(results)
+        rest = f", {format_seconds(passed / len(results) * left)} left" if left else ""
+        out.info(f"[{len(results)}/{len(points)}] {result.point.name} done{rest}")
+        if result.error:
+            out.warning(f"{result.point.name}: {result.error}")
+
+    shared = Shared(folder / ".shared")
+    if workers < 2 or len(points) < 2:
+        for point in points:
+            done(run_point(base, point, folder, out, shared, resume=resume))
+    else:
+        from compress_cli.sweep_workers import run_in_workers
+
+        run_in_workers(base, points, folder, out, shared, done, resume=resume, workers=workers, memory=memory)
+    for scratch in folder.glob("steps/.*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+    return mark_pareto([results[point] for point in points])
+
+
+def run_point(base: RunConfig, point: Point, folder: Path, out: Out, shared: Shared, *, resume: bool) -> Result:
+    """Run one point; a failure is its result.
+
+    Raises:
+        Interrupted: stopped from outside.
+    """
+    place, start = folder / point.name, time.perf_counter()
+    config = dataclasses.replace(base, verb="sweep")
+    try:
+        report = combine(
+            config,
+            point.steps,
+            place,
+            out,
+            resume=resume and place.exists(),
+            overwrite=not resume,
+            baseline=shared,
+            home=folder / "steps",
         )
-        start = time.perf_counter()
-        try:
-            report = run(config, out, resume=resume and place.exists(), overwrite=not resume, shared=shared)
-            results.append(_result(point, place, report, time.perf_counter() - start))
-        except Interrupted:
-            raise
-        except CompressError as error:
-            out.warning(f"{point.name}: {error.message}")
-            results.append(Result(point, str(place), error=error.message, seconds=time.perf_counter() - start))
-        _write(folder, mark_pareto(results))
-    return mark_pareto(results)
+        return _result(point, place, report, time.perf_counter() - start)
+    except Interrupted:
+        raise
+    except CompressError as error:
+        return Result(point, str(place), error=error.message, seconds=time.perf_counter() - start)
 
 
 def _result(point: Point, folder: Path, report: RunReport, seconds: float) -> Result:
@@ -165,5 +218,9 @@ def _write(folder: Path, results: Sequence[Result]) -> None:
 
 def to_dict(results: Sequence[Result]) -> dict[str, Any]:
     """The JSON document of a sweep."""
-    rows = [dataclasses.asdict(result) for result in results]
+    rows = [
+        {"name": result.point.name, "steps": [step.text for step in result.point.steps]}
+        | {name: value for name, value in dataclasses.asdict(result).items() if name != "point"}
+        for result in results
+    ]
     return {"schema_version": 1, "ok": not any(row["error"] for row in rows), "command": "sweep", "results": rows}

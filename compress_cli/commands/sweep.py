@@ -10,12 +10,16 @@ from compress_cli.commands.common import RunFlags
 from compress_cli.config import resolve
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_GATE, EXIT_OK, UsageError
+from compress_cli.quantities import parse_limit
 
 EPILOG = """Examples:
 
 compress sweep resnet50.pth --method magnitude --sparsity 0.5,0.7,0.9 --no-bench
 
-compress sweep net.pt --method magnitude,alds --sparsity 0.8,0.9 --max-params 70%,50% --data DIR --epochs 0"""
+compress sweep net.pt --method magnitude,alds --sparsity 0.8,0.9 --max-params 70%,50% --data DIR --epochs 0
+
+compress sweep net.pt --workers 2 --weights packed-cb4 --calib images/ --data DIR --epochs 0
+ --combine alds:max-params=80%+magnitude:sparsity=0.6 --combine channels:max-flops=70%+magnitude:sparsity=0.6"""
 
 Methods = Annotated[
     str | None, o.option("--method", help="Comma-separated methods. Default magnitude.", panel=o.SELECT)
@@ -30,10 +34,30 @@ Flops = Annotated[
     str | None, o.option("--max-flops", help="Comma-separated budgets for the other methods.", panel=o.SELECT)
 ]
 
+Combinations = Annotated[
+    list[str] | None,
+    o.option(
+        "--combine",
+        help="Steps of `compress combine` joined by + (repeatable).",
+        panel=o.SELECT,
+        metavar="STEP+STEP",
+    ),
+]
+Workers = Annotated[
+    int | None, o.option("--workers", help="Points that run at the same time. Default 1.", panel=o.OUTPUT)
+]
+WorkerMemory = Annotated[
+    str | None,
+    o.option("--worker-memory", help="Memory that one worker may hold, such as 8GB.", panel=o.OUTPUT, metavar="SIZE"),
+]
+
 
 def sweep(
     checkpoint: o.Checkpoint,
     method: Methods = None,
+    combine: Combinations = None,
+    workers: Workers = None,
+    worker_memory: WorkerMemory = None,
     sparsity: Sparsities = None,
     max_params: Params = None,
     max_flops: Flops = None,
@@ -71,18 +95,26 @@ def sweep(
     """Run every method at every budget with shared caches; mark the results that no other one beats."""
     arguments = dict(locals())
     budgets = {name: _words(arguments.pop(name)) for name in ("sparsity", "max_params", "max_flops")}
-    methods = _words(arguments.pop("method")) or ["magnitude"]
+    combinations = arguments.pop("combine") or []
+    methods = _words(arguments.pop("method")) or ([] if combinations else ["magnitude"])
+    several, memory = arguments.pop("workers"), arguments.pop("worker_memory")
+    several = 1 if several is None else several
     flags = RunFlags.split(arguments)
     out = Out(as_json=flags.as_json, quiet=flags.quiet, verbose=flags.verbose)
     base = resolve("sweep", flags.checkpoint, flags.settings, flags.config_file)
     if base.export is False and base.data is None and base.task is None:
         raise UsageError("nothing would be measured", "drop --no-export, or add --data DIR")
+    if several < 1:
+        raise UsageError(f"--workers {several} is below 1", "pass --workers 1 or more")
+    if several > 1 and base.bench:
+        out.warning("latency is measured while other workers run: add --no-bench, or use --workers 1 for it")
+    allowed = None if memory is None else _bytes(memory)
 
     from compress_cli import sweeping
 
-    points = sweeping.grid(methods, budgets)
+    points = sweeping.grid(methods, budgets, combinations)
     folder = Path(base.output or f"runs/{Path(base.checkpoint).name.split('.')[0]}-sweep")
-    results = sweeping.sweep(base, points, folder, out, resume=flags.resume)
+    results = sweeping.sweep(base, points, folder, out, resume=flags.resume, workers=several, memory=allowed)
 
     from compress_cli.render import words
     from compress_cli.render.text import table
@@ -93,6 +125,13 @@ def sweep(
 
     out.result(sweeping.to_dict(results), render)
     return EXIT_GATE if all(result.error for result in results) else EXIT_OK
+
+
+def _bytes(text: str) -> int:
+    limit = parse_limit("--worker-memory", "bytes", text)
+    if limit.relative:
+        raise UsageError(f"--worker-memory {text!r} is no number of bytes", "write it like 8GB")
+    return int(limit.value)
 
 
 def _words(text: str | None) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from compress_cli.app import run
+from compress_cli.combining import Step
 from compress_cli.errors import UsageError
 from compress_cli.render.html import render_sweep
 from compress_cli.sweeping import Point, Result, grid, mark_pareto
@@ -22,7 +23,8 @@ def net():
 
 
 def result(name: str, drop: float | None, size: int | None, error: str = "") -> Result:
-    return Result(Point("magnitude", "sparsity", name), name, error=error, drop=drop, metric=drop, onnx_bytes=size)
+    point = Point((Step("magnitude", (("sparsity", name),)),))
+    return Result(point, name, error=error, drop=drop, metric=drop, onnx_bytes=size)
 
 
 def test_grid_gives_each_method_its_budgets() -> None:
@@ -80,3 +82,52 @@ def test_sweep_shares_the_original_and_survives_a_failing_point(
     again = json.loads(capsys.readouterr().out)
     assert [row["onnx_bytes"] for row in again["results"]] == [sizes[0], sizes[2]]
     assert exported == ["once"], "finished points are not run again"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    weights = {"1.weight": torch.randn(256, 48), "1.bias": torch.zeros(256)}
+    torch.save({**weights, "2.weight": torch.randn(5, 256), "2.bias": torch.zeros(5)}, "net.pt")
+    return ["sweep", "net.pt", "--arch", "net.py:net", "--input-shape", "3x4x4", "--no-bench", "-q", "-o", "out"]
+
+
+def test_combinations_share_their_first_steps(project: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    first = "alds:max-params=80%,max-groups=1"
+    words = [*project, "--combine", f"{first}+magnitude:sparsity=0.5", "--combine", f"{first}+magnitude:sparsity=0.9"]
+    assert run([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["error"] for row in rows] == ["", ""]
+    assert rows[0]["steps"] == [first, "magnitude:sparsity=0.5"]
+    assert rows[1]["onnx_bytes"] < rows[0]["onnx_bytes"]
+    steps = [path.name for path in Path("out/steps").iterdir()]
+    assert steps == ["alds-params-80%-max-groups-1".replace("%", "pct").replace("max-groups", "groups")]
+
+
+@pytest.mark.slow
+def test_workers_find_what_one_process_finds(project: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    grid_words = ["--method", "svd,magnitude", "--sparsity", "0.9999,0.8", "--max-params", "80%", "--json"]
+    assert run([*project, *grid_words]) == 0
+    alone = json.loads(capsys.readouterr().out)["results"]
+    assert run([*project[:-1], "several", *grid_words, "--workers", "2"]) == 0
+    several = json.loads(capsys.readouterr().out)["results"]
+    keys = ("name", "error", "onnx_bytes", "params", "macs", "pareto")
+    assert [[row[key] for key in keys] for row in several] == [[row[key] for key in keys] for row in alone]
+    assert [bool(row["error"]) for row in several] == [False, True, False]
+
+
+@pytest.mark.slow
+def test_a_worker_that_needs_too_much_fails_alone(project: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*project, "--sparsity", "0.5,0.6", "--workers", "2", "--worker-memory", "20MB", "--json"]
+    assert run(words) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert not rows[0]["error"], "the first point runs in the command's own process"
+    assert "more than --worker-memory 20.00 MB" in rows[1]["error"]
+
+
+@pytest.mark.parametrize("words", [["--workers", "0"], ["--worker-memory", "50%"], ["--combine", "magnitude:sparsity"]])
+def test_flags_that_make_no_sense(project: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*project, "--sparsity", "0.5", *words]) == 2
+    assert "Fix" in capsys.readouterr().err
