@@ -99,7 +99,7 @@ def _proved(original: nn.Module, small: nn.Module, plan: ChannelsPlan, inputs: S
     for check in proof.checks:
         if not check.passed:
             raise SurgeryFailed(plan.tier, f"{check.name}: {check.detail}")
-    return Fitted(small, plan, proof, groups, ())
+    return Fitted(small, replace(plan, proved=True), proof, groups, ())
 
 
 def _in_place(model: nn.Module, inputs: Sequence[Any], groups: Groups, plan: ChannelsPlan) -> Fitted:

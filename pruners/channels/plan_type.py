@@ -64,6 +64,7 @@ class ChannelsPlan:
         frozen: (reason, tensors, channels) summary of what could not go.
         warnings: what the user should know.
         graph: for tier 4: mode, input example and hash of the traced graph.
+        proved: whether a cut by this plan has passed its proofs (`fit`); `apply_` tries the others on a copy first.
     """
 
     fingerprint: str
@@ -86,6 +87,7 @@ class ChannelsPlan:
     not_zeroing: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     graph: Mapping[str, Any] | None = None
+    proved: bool = False
 
     method = "channels"
 
@@ -153,6 +155,7 @@ class ChannelsPlan:
             "not_zeroing": list(self.not_zeroing),
             "warnings": list(self.warnings),
             "graph": None if self.graph is None else dict(self.graph),
+            "proved": self.proved,
         }
 
     @classmethod
@@ -206,6 +209,7 @@ class ChannelsPlan:
             not_zeroing=tuple(document["not_zeroing"]),
             warnings=tuple(document["warnings"]),
             graph=document["graph"],
+            proved=bool(document.get("proved", True)),  # plans without the entry were written after their proofs
         )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pruners.channels import ChannelsPlan, Groups, apply_, make_plan
+from pruners.channels import ChannelsPlan, Groups, make_plan
+from pruners.channels.surgery import cut_
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.ranking import Chosen
 from pruners.pagcp.result import FinalCheck
@@ -31,7 +32,7 @@ def final_check(
     """Cut a copy, re-estimate its batch norms, and compare every task in eval mode with the original's losses."""
     small = copy.deepcopy(model).eval()
     if removal:
-        apply_(small, plan_of(groups, removal, options))
+        cut_(small, plan_of(groups, removal, options))
     return judge_cut(small, data, options, before, recalibrate if removal else None)
 
 

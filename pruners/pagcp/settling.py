@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pruners.channels import ChannelsPlan, Fitted, Groups, apply_, fit
+from pruners.channels import ChannelsPlan, Fitted, Groups, fit
+from pruners.channels.surgery import cut_
 from pruners.pagcp.checking import judge_cut, plan_of
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.oracle import Effort
@@ -123,7 +124,7 @@ class Settler:
         removal: Chosen = searched.cut.removal
         try:
             if removal:
-                apply_(small, plan_of(searched.groups, removal, self.options))
+                cut_(small, plan_of(searched.groups, removal, self.options))
             with torch.no_grad():
                 small(*copy.deepcopy(self.inputs))
         except (RuntimeError, ValueError, IndexError):

@@ -19,8 +19,10 @@ from pruners.channels import (
     ChannelsPlan,
     CostModel,
     ProofFailed,
+    SurgeryFailed,
     analyse,
     apply_,
+    fit,
     make_plan,
     masked,
     prove,
@@ -265,3 +267,35 @@ def test_runs(indices: list[int], text: str) -> None:
 def test_case_names_are_unique() -> None:
     names = [case.name for case in (*SUITE,) if isinstance(case, Case)]
     assert len(names) == len(set(names)) == 48
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut without weights, whose widths are numbers in the code (CIFAR ResNets, option A)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        short = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        linear: torch.Tensor = self.head((self.down(x) + short).relu().mean((2, 3)))
+        return linear
+
+
+def test_a_plan_without_proof_is_refused_where_the_code_does_not_bear_it() -> None:
+    torch.manual_seed(0)
+    model, inputs = PaddedShortcut().eval(), (torch.randn(2, 3, 8, 8),)
+    before = model(*inputs)
+    groups = analyse(model, inputs)
+    plan = make_plan(groups, {group.name: range(group.units // 2) for group in groups.groups})
+    assert not plan.proved
+    with pytest.raises(SurgeryFailed, match="fit finds a way"):
+        apply_(model, plan)
+    assert torch.equal(model(*inputs), before)
+    fitted = fit(model, inputs, groups, lambda found: plan if found is groups else make_plan(found, {}))
+    assert fitted.plan.proved
+    assert ChannelsPlan.from_dict(fitted.plan.to_dict()).proved
+    apply_(model, fitted.plan)
+    assert torch.equal(model(*inputs), fitted.model(*inputs))
