@@ -1,9 +1,10 @@
 """Three tasks on coffee leaves, pruned to 40 % of the MACs: uniform L1, the published search, and the default.
 
-    OMP_NUM_THREADS=1 python benchmarks/pagcp_coffee.py FOLDER [--epochs 12] [--tune 3] [--baselines]
+    OMP_NUM_THREADS=1 python benchmarks/pagcp_coffee.py FOLDER [--epochs 12] [--tune 3] [--baselines] [--minutes 13]
 
 FOLDER holds the unpacked data set. Searches judge by the validation split; every figure reported is of the test
-split, which decides nothing. The result file is written anew after every part, so a stopped run keeps what it has.
+split, which decides nothing. The result file is written after every part, and trained networks are kept in --state: a
+run that was stopped, or ended by --minutes, goes on where it was when it is started again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import copy
 import importlib.util
 import json
 import os
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,13 @@ from pruners.pagcp import (
 RESULT = Path(__file__).parent / "results" / "pagcp_coffee.json"
 HERE = Path(__file__).resolve().parent.parent
 BATCH, TARGET = 64, 0.4
+BOUNDS = (0.1, 0.3)
+METHODS = ("uniform L1", "published search (reference)", "default (path)")
+SEARCHES: dict[str, dict[str, Any]] = {
+    "published: every candidate on all samples": {},
+    "prefix cache": {"cache_bytes": 1 << 30},
+    "prefix cache and sequential test, z = 3": {"cache_bytes": 1 << 30, "z": 3.0},
+}
 
 
 def main() -> None:
@@ -47,39 +57,65 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--baselines", action="store_true", help="also the smaller sibling and the shape from scratch")
     parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no part after so many")
+    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "compress-coffee")
+    parser.add_argument("--restart", action="store_true", help="measure everything anew")
     asked = parser.parse_args()
     os.environ["COFFEE_LEAVES"] = asked.folder
-    bench = Bench(asked.epochs, asked.tune, asked.width, asked.result)
+    end = time.monotonic() + 60 * asked.minutes
+    bench = Bench(asked)
     bench.original()
-    bench.methods()
-    bench.constraint()
-    bench.search_cost()
+    parts: list[tuple[str, str, Callable[[], Any]]] = [
+        ("at_40_percent", name, lambda n=name: bench.method(n)) for name in METHODS
+    ]
+    parts += [("at_40_percent", "unpruned, tuned as long", bench.control)]
+    parts += [("search_cost", name, lambda n=name: bench.search_cost(n)) for name in SEARCHES]
+    parts += [("constraint", f"{bound:.0%}", lambda b=bound: bench.constraint(b)) for bound in BOUNDS]
     if asked.baselines:
-        bench.baselines()
+        parts += [
+            ("baselines", "dense smaller sibling", bench.sibling),
+            ("baselines", "pruned shape from scratch", bench.scratch),
+        ]
+    for section, name, measure in parts:
+        rows = bench.record.setdefault(section, {})
+        if name not in rows and time.monotonic() < end:
+            rows[name] = measure()
+            bench.save()
+            print(section, name, json.dumps(rows[name])[:300], flush=True)
 
 
 class Bench:
     """One trained network and what is done to it."""
 
-    def __init__(self, epochs: int, tune: int, width: int, result: Path) -> None:
+    def __init__(self, asked: argparse.Namespace) -> None:
         spec = importlib.util.spec_from_file_location("coffee", HERE / "examples" / "coffee_leaves.py")
         assert spec is not None
         assert spec.loader is not None
         self.coffee = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.coffee)
         self.tasks = self.coffee.tasks()
-        self.epochs, self.tune, self.width, self.path = epochs, tune, width, result
+        self.epochs, self.tune, self.width, self.path = asked.epochs, asked.tune, asked.width, asked.result
         self.splits = {name: self.coffee.leaves(name) for name in ("train", "val", "test")}
-        self.record: dict[str, Any] = {
+        head = {
             "images": {name: len(images) for name, (images, _) in self.splits.items()},
             "input": [3, self.coffee.HEIGHT, self.coffee.WIDTH],
-            "epochs": epochs,
-            "tune_epochs": tune,
-            "width": width,
+            "epochs": asked.epochs,
+            "tune_epochs": asked.tune,
+            "width": asked.width,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "note": "small images, short training, one seed: read orderings, not levels",
         }
+        self.state = asked.state / f"width{asked.width}-epochs{asked.epochs}"
+        self.state.mkdir(parents=True, exist_ok=True)
+        known = json.loads(self.path.read_text()) if self.path.exists() and not asked.restart else {}
+        same = all(known.get(name) == value for name, value in head.items()) and self.trained.exists()
+        self.record: dict[str, Any] = {**head, **(known if same else {})}
+
+    @property
+    def trained(self) -> Path:
+        """Weights of the network that everything starts from."""
+        return self.state / "original.pt"
 
     def save(self) -> None:
         """Write what there is."""
@@ -149,8 +185,14 @@ class Bench:
         """Train the network that everything starts from."""
         torch.manual_seed(0)
         self.net = self.coffee.coffee_resnet(self.width)
-        seconds = self.train(self.net, self.epochs, 0.05)
         self.example = (torch.zeros(1, *self.record["input"]),)
+        if "original" in self.record:
+            self.net.load_state_dict(torch.load(self.trained, weights_only=True))
+            self.net.eval()
+            self.groups = analyse(self.net, self.example)
+            return
+        seconds = self.train(self.net, self.epochs, 0.05)
+        torch.save(self.net.state_dict(), self.trained)
         self.groups = analyse(self.net, self.example)
         cost = CostModel(self.groups)
         self.record["original"] = {
@@ -162,124 +204,108 @@ class Bench:
         }
         self.save()
 
-    def methods(self) -> None:
-        """Each method at the same MACs: after re-estimation, and after the same tuning."""
+    def method(self, name: str) -> dict[str, Any]:
+        """One method at the MACs asked for: as cut, with re-estimated batch norms, and after the same tuning."""
         target = int(TARGET * CostModel(self.groups).macs)
-        data = self.data()
-        found: dict[str, Any] = {}
-        self.record["at_40_percent"] = found
-        for name, options in (
-            ("uniform L1", None),
-            ("published search (reference)", reference(target=target, rounds=20, probe=0, min_channels="1")),
-            ("default (path)", PagcpOptions(target=target, probe=0.3)),
-        ):
-            begin = time.perf_counter()
-            if options is None:
-                chosen, row = uniform_l1(self.net, self.groups, target), {}
-            else:
-                result = plan(self.net, self.example, data, options, groups=self.groups)
-                chosen, record = result.plan, result.record
-                row = {"full_forwards": round(record.full_forwards, 2), "tries": record.calls}
-                row["gradient_passes"] = record.gradient_passes
-                if record.sensitivity:
-                    row["sensitivity_forwards"] = round(record.sensitivity_forwards, 2)
-                    self.record["sensitivity"] = [
-                        {"group": s.group, "macs_saved": s.macs_saved, "rises": rounded(s.rises)}
-                        for s in record.sensitivity
-                    ]
-            row["search_seconds"] = round(time.perf_counter() - begin, 1)
-            small = copy.deepcopy(self.net)
-            apply_(small, chosen)
-            if name.startswith("default"):
-                self.pruned = copy.deepcopy(small)
-            row |= {"macs": chosen.macs_after, "params": chosen.params_after, "before": self.test(small)}
-            reestimate_batchnorm_(small, TaskData(self.batches("train", 226), data.forward, data.losses))
-            row["batch_norms"] = self.test(small)
-            row["tune_seconds"] = round(self.train(small, self.tune, 0.02), 1)
-            row["tuned"] = self.test(small)
-            found[name] = row
-            self.save()
-        control = copy.deepcopy(self.net)
-        self.train(control, self.tune, 0.02)
-        found["unpruned, tuned as long"] = {"tuned": self.test(control)}
-        self.save()
-
-    def constraint(self) -> None:
-        """Bounds asked on validation leaves, found on test leaves."""
-        data, rows = self.data(), []
-        before = self.test(self.net)
-        for bound in (0.1, 0.3):
-            options = PagcpOptions(max_rise=dict.fromkeys(data.floors, bound), probe=0)
+        data, begin = self.data(), time.perf_counter()
+        row: dict[str, Any] = {}
+        if name == METHODS[0]:
+            chosen = uniform_l1(self.net, self.groups, target)
+        else:
+            published = reference(target=target, rounds=20, probe=0, min_channels="1")
+            options = published if name == METHODS[1] else PagcpOptions(target=target, probe=0.3)
             result = plan(self.net, self.example, data, options, groups=self.groups)
-            small = copy.deepcopy(self.net)
-            if result.plan.units_removed:
-                apply_(small, result.plan)
-                reestimate_batchnorm_(small, data)
-            after = self.test(small)
-            rows.append(
-                {
-                    "asked": bound,
-                    "macs_share": round(result.plan.macs_after / result.plan.macs_before, 4),
-                    "on_validation": rounded(result.record.check.rises),
-                    "on_test": {
-                        t: round((after[t]["loss"] + eps) / (before[t]["loss"] + eps) - 1, 4)
-                        for t, eps in data.floors.items()
-                    },
-                    "backed_off": result.record.check.backed_off,
-                    "full_forwards": round(result.record.full_forwards, 2),
-                }
-            )
-        self.record["constraint"] = rows
-        self.save()
+            chosen, record = result.plan, result.record
+            row = {"full_forwards": round(record.full_forwards, 2), "tries": record.calls}
+            row["gradient_passes"] = record.gradient_passes
+            if record.sensitivity:
+                row["sensitivity_forwards"] = round(record.sensitivity_forwards, 2)
+                self.record["sensitivity"] = [
+                    {"group": s.group, "macs_saved": s.macs_saved, "rises": rounded(s.rises)}
+                    for s in record.sensitivity
+                ]
+        row["search_seconds"] = round(time.perf_counter() - begin, 1)
+        small = copy.deepcopy(self.net)
+        apply_(small, chosen)
+        if name == METHODS[2]:
+            self.record["pruned_shape"] = {cut.name: list(cut.removed) for cut in chosen.groups if cut.removed}
+        row |= {"macs": chosen.macs_after, "params": chosen.params_after, "before": self.test(small)}
+        reestimate_batchnorm_(small, TaskData(self.batches("train", 226), data.forward, data.losses))
+        row["batch_norms"] = self.test(small)
+        row["tune_seconds"] = round(self.train(small, self.tune, 0.02), 1)
+        row["tuned"] = self.test(small)
+        return row
 
-    def search_cost(self) -> None:
+    def control(self) -> dict[str, Any]:
+        """The unpruned network, trained on as long as the pruned ones are tuned."""
+        net = copy.deepcopy(self.net)
+        self.train(net, self.tune, 0.02)
+        return {"tuned": self.test(net)}
+
+    def constraint(self, bound: float) -> dict[str, Any]:
+        """A bound asked on validation leaves, found on test leaves."""
+        data, before = self.data(), self.test(self.net)
+        options = PagcpOptions(max_rise=dict.fromkeys(data.floors, bound), probe=0)
+        result = plan(self.net, self.example, data, options, groups=self.groups)
+        small = copy.deepcopy(self.net)
+        if result.plan.units_removed:
+            apply_(small, result.plan)
+            reestimate_batchnorm_(small, data)
+        after = self.test(small)
+        return {
+            "asked": bound,
+            "macs_share": round(result.plan.macs_after / result.plan.macs_before, 4),
+            "on_validation": rounded(result.record.check.rises),
+            "on_test": {
+                t: round((after[t]["loss"] + eps) / (before[t]["loss"] + eps) - 1, 4) for t, eps in data.floors.items()
+            },
+            "backed_off": result.record.check.backed_off,
+            "full_forwards": round(result.record.full_forwards, 2),
+        }
+
+    def search_cost(self, name: str) -> dict[str, Any]:
         """The published scan with and without what makes it cheaper, on the same data and bounds."""
-        data, rows, first = self.data(size=16), [], None
-        common: dict[str, Any] = {"max_rise": dict.fromkeys(data.floors, 0.5), "first_rise": 0.05, "top": 1.0}
-        for name, changes in (
-            ("published: every candidate on all samples", {}),
-            ("prefix cache", {"cache_bytes": 1 << 30}),
-            ("prefix cache and sequential test, z = 3", {"cache_bytes": 1 << 30, "z": 3.0}),
-        ):
-            options = reference(**{**common, "probe": 0, **changes})
-            begin = time.perf_counter()
-            result = plan(self.net, self.example, data, options, groups=self.groups)
-            decisions = [(s.what, s.removed) for s in result.record.steps]
-            first = first or decisions
-            rows.append(
-                {
-                    "search": name,
-                    "full_forwards": round(result.record.full_forwards, 2),
-                    "tries": result.record.calls,
-                    "decided_early": result.record.early,
-                    "same_decisions": decisions == first,
-                    "search_seconds": round(result.record.seconds["search"], 1),
-                    "all_seconds": round(time.perf_counter() - begin, 1),
-                }
-            )
-        self.record["search_cost"] = rows
-        self.save()
+        data = self.data(size=16)
+        rises = dict.fromkeys(data.floors, 0.5)
+        options = reference(max_rise=rises, first_rise=0.05, top=1.0, probe=0, **SEARCHES[name])
+        begin = time.perf_counter()
+        result = plan(self.net, self.example, data, options, groups=self.groups)
+        decisions = [[step.what, step.removed] for step in result.record.steps]
+        rows = self.record["search_cost"]
+        first = next(iter(rows.values()), None)
+        return {
+            "full_forwards": round(result.record.full_forwards, 2),
+            "times_fewer": round(first["full_forwards"] / result.record.full_forwards, 2) if first else 1.0,
+            "tries": result.record.calls,
+            "decided_early": result.record.early,
+            "same_decisions": first is None or decisions == first["decisions"],
+            "search_seconds": round(result.record.seconds["search"], 1),
+            "all_seconds": round(time.perf_counter() - begin, 1),
+            "decisions": decisions,
+        }
 
-    def baselines(self) -> None:
-        """The dense smaller sibling, and the pruned shape from scratch: trained as long as original and tuning."""
-        target, found = int(TARGET * CostModel(self.groups).macs), {}
+    def sibling(self) -> dict[str, Any]:
+        """The dense network of at most the target's MACs, trained as long as original and tuning."""
+        target = int(TARGET * CostModel(self.groups).macs)
         for width in range(self.width - 1, 1, -1):
             torch.manual_seed(0)
-            sibling = self.coffee.coffee_resnet(width)
-            macs = CostModel(analyse(sibling, self.example)).macs
+            net = self.coffee.coffee_resnet(width)
+            macs = CostModel(analyse(net, self.example)).macs
             if macs <= target:
                 break
-        self.train(sibling, self.epochs + self.tune, 0.05)
-        found["dense smaller sibling"] = {"width": width, "macs": macs, "test": self.test(sibling)}
-        scratch = copy.deepcopy(self.pruned)
+        self.train(net, self.epochs + self.tune, 0.05)
+        return {"width": width, "macs": macs, "test": self.test(net)}
+
+    def scratch(self) -> dict[str, Any]:
+        """The default's pruned shape from new random weights, trained as long as original and tuning."""
+        net = copy.deepcopy(self.net)
+        apply_(net, make_plan(self.groups, self.record["pruned_shape"]))
         torch.manual_seed(0)
-        for module in scratch.modules():
+        for module in net.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        self.train(scratch, self.epochs + self.tune, 0.05)
-        found["pruned shape from scratch"] = {"test": self.test(scratch)}
-        self.record["baselines"] = found
-        self.save()
+        self.train(net, self.epochs + self.tune, 0.05)
+        return {"test": self.test(net)}
 
 
 def uniform_l1(net: nn.Module, groups: Groups, target: int) -> Any:
