@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from compress_cli.recovery import RecoveryRecord, recover
 from compress_cli.recovery.channel_prices import channel_prices
+from compress_cli.recovery.weight_prices import error_curves, share_zeros
 from decomposers import alds
 from decomposers.options import AldsOptions
 from decomposers.surgery import restored
@@ -63,14 +64,21 @@ def main() -> None:
         net = trained(arguments.checkpoints, depth)
         for name, measure in rows(net, data):
             key = f"resnet{depth} | {name}"
-            document = json.loads(arguments.results.read_text()) if arguments.results.exists() else {"rows": {}}
-            known = key in document["rows"] and not arguments.again
-            if known or not any(fnmatchcase(key, text) for text in arguments.only) or time.monotonic() > end:
+            known = key in recorded(arguments.results)["rows"] and not arguments.again
+            wanted = any(fnmatchcase(key, text) for text in arguments.only)
+            if known or not wanted or time.monotonic() > end:
                 continue
-            document |= {"script": "benchmarks/recovery.py", "machine": describe()}
-            document["rows"][key] = measure()
-            print(key, json.dumps(document["rows"][key]), flush=True)
+            row = measure()
+            document = recorded(arguments.results) | {"script": "benchmarks/recovery.py", "machine": describe()}
+            document["rows"][key] = row
             arguments.results.write_text(json.dumps(document, indent=1) + "\n")
+            print(key, json.dumps(row), flush=True)
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """What earlier runs found."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    return found
 
 
 class Data:
@@ -137,6 +145,7 @@ def rows(net: nn.Module, data: Data) -> Rows:
         yield f"decomposed to {share:.0%}", lambda s=share: decomposed(net, data, s)
     for sparsity in SPARSITIES:
         yield f"price {sparsity}", lambda s=sparsity: by_price(net, data, s)
+        yield f"price, magnitude's counts {sparsity}", lambda s=sparsity: by_price(net, data, s, curves=False)
     for speedup in SPEEDUPS:
         yield f"channels by price {speedup}x", lambda x=speedup: by_channels(net, data, x, priced=True)
         yield f"inner channels {speedup}x", lambda x=speedup: by_channels(net, data, x, ignore=INNER)
@@ -154,11 +163,14 @@ def by_magnitude(net: nn.Module, data: Data, sparsity: str, count: int = 1000) -
     return recovered(data, small, lambda x: recover(net, small, [x]), count)
 
 
-def by_price(net: nn.Module, data: Data, sparsity: str) -> dict[str, Any]:
-    """The same zeros in each layer, chosen by their price after compensation."""
+def by_price(net: nn.Module, data: Data, sparsity: str, *, curves: bool = True) -> dict[str, Any]:
+    """`--score recovery`: as many zeros, chosen by their price; with magnitude's counts in each layer, or by curves."""
     small = copy.deepcopy(net)
     plan = magnitude.plan(magnitude.candidates_in_module(small), magnitude.MagnitudeOptions(sparsity))
     zeros = {cut.name: cut.zeros_after for cut in plan.cuts}
+    if curves:
+        found = error_curves(net, [data.training(1000)], list(zeros))
+        zeros = share_zeros(found, sum(zeros.values()), plan.floor_count)
     return recovered(data, small, lambda x: recover(net, small, [x], zeros=zeros), 1000)
 
 

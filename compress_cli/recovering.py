@@ -6,7 +6,8 @@ is a factored one, and removed channels are read from the plan in our own files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from compress_cli.console import Out
     from compress_cli.recovery import Correspondence, RecoveryRecord
     from compress_cli.session import Session
+
+
+SYNTHETIC = "synthetic"
+"""The value of --calib that stands for images made up from the original's batch norms."""
 
 
 def target_file(checkpoint: str, output: str | None, *, overwrite: bool) -> Path:
@@ -50,31 +55,53 @@ def run_recover(config: RunConfig, original: str, target: Path, out: Out) -> dic
     from compress_cli.session import Session
     from compress_cli.weight_names import file_names
 
+    made_up = config.calib == SYNTHETIC
+    if made_up:
+        config = dataclasses.replace(config, calib=None)
     session = Session(config, out, None, resume=False)
     compressed, reference = _load(session, config.checkpoint), _load(session, original)
     names = file_names(compressed)
     module, dense = _module(compressed), _module(reference)
     quality = open_quality(session, compressed)
-    if quality is None:
-        raise UsageError("there are no images to recover from", "pass --calib DIR, or --data with a train/ folder")
+    if not made_up and (quality is None or not quality.can_recalibrate):
+        raise UsageError(
+            "there are no images to recover from",
+            "pass --calib DIR, --data with a train/ folder, or --calib synthetic to make some up from batch norms",
+        )
     scores: dict[str, Any] = {}
-    if quality.can_evaluate:
+    evaluates = quality is not None and quality.can_evaluate
+    if quality is not None and evaluates:
         scores["original"], scores["compressed"] = quality.evaluate(dense), quality.evaluate(module)
+    batches = _made_up(reference, config, out) if made_up else list(quality.calibration())  # type: ignore[union-attr]
     with recovery_errors(), out.progress("Recovering") as bar:
         record = recover(
             dense,
             module,
-            list(quality.calibration()),
+            batches,
             correspondence=_correspondence(compressed),
             seed=config.seed,
             on_step=bar.update,
         )
-    if quality.can_evaluate:
+    if quality is not None and evaluates:
         scores["recovered"] = quality.evaluate(module)
     _save(compressed, names, reference, record, target)
     for note in (*compressed.notes, *session.notes):
         out.detail(note)
-    return _document(config, original, target, record, scores)
+    return {**_document(config, original, target, record, scores), "images": "synthetic" if made_up else "given"}
+
+
+def _made_up(reference: LoadedModel, config: RunConfig, out: Out) -> Sequence[Any]:
+    """Images from the statistics of the original's batch norms.
+
+    Raises:
+        UnsupportedModelError: it has none, or other inputs than one image.
+    """
+    from compress_cli.recovery.synthetic import synthesise
+
+    assert reference.module is not None
+    assert reference.example_inputs is not None
+    with recovery_errors(), out.progress("Making up images") as bar:
+        return synthesise(reference.module, reference.example_inputs, seed=config.seed, on_step=bar.update)
 
 
 def _load(session: Session, path: str) -> LoadedModel:
@@ -121,6 +148,7 @@ def _correspondence(compressed: LoadedModel) -> Correspondence:
 def recovery_errors() -> Iterator[None]:
     """What recovery raises about a user's networks and images, with what to do."""
     from compress_cli import recovery
+    from compress_cli.recovery.synthetic import CannotSynthesise
 
     try:
         yield
@@ -128,6 +156,8 @@ def recovery_errors() -> Iterator[None]:
         raise InputError(str(error), "point --calib at more images") from error
     except recovery.DoNotMatch as error:
         raise InputError(str(error), "--original must be the network that was compressed") from error
+    except CannotSynthesise as error:
+        raise UnsupportedModelError(str(error), "pass real images with --calib DIR") from error
     except recovery.CannotTrace as error:
         raise UnsupportedModelError(str(error), "fine-tune it instead: compress finetune") from error
 

@@ -19,7 +19,9 @@ compress recover pruned.pt --original net.pt --calib images/
 
 compress recover pruned.pth --original resnet50.pth --arch torchvision:resnet50 --calib images/ -o recovered.pt
 
-compress recover runs/net-magnitude-0.9/model.pt --original net.pt --data cifar10 --json"""
+compress recover runs/net-magnitude-0.9/model.pt --original net.pt --data cifar10 --json
+
+compress recover pruned.pt --original net.pt --calib synthetic"""
 
 Original = Annotated[
     str,
@@ -58,7 +60,8 @@ def recover(
 ) -> int:
     """Solve the remaining weights for the original's outputs, layer by layer: no labels, no training.
 
-    Zeros stay zero, shapes and names stay. What does not help on held-out images is undone.
+    Zeros stay zero, shapes and names stay. What does not help on held-out images is undone. Without any images,
+    --calib synthetic makes some up from the statistics of the original's batch norms; real ones give far more.
     """
     from compress_cli.recovering import run_recover, target_file
 

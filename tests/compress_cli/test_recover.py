@@ -74,3 +74,19 @@ def test_missing_images_and_foreign_originals_are_refused(folder: Path, capsys: 
     torch.save({"0.weight": torch.ones(2, 2)}, folder / "net.pt")
     assert compress(call(folder, "--calib", str(folder / "images"), "-o", str(folder / "out.pt"))) == 3
     assert not (folder / "out.pt").exists()
+
+
+def test_made_up_images_help_and_need_batch_norms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = folder / "out.pt"
+    flags = ["--calib", "synthetic", "-o", str(target), "--overwrite", "--json", "-q"]
+    assert compress(call(folder, *flags)) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["images"] == "synthetic"
+    assert document["recovery"]["after"] < document["recovery"]["before"]
+    assert target.exists()
+    (folder / "plain.py").write_text(NET.replace("nn.BatchNorm2d(width)", "nn.Identity()"))
+    for name in ("net.pt", "pruned.pt"):
+        state = torch.load(folder / name, weights_only=True)
+        torch.save({key: value for key, value in state.items() if not key.startswith("1.")}, folder / name)
+    assert compress(call(folder, *flags, "--arch", f"{folder / 'plain.py'}:net")) == 3
+    assert "has none" in json.loads(capsys.readouterr().out)["error"]["message"]
