@@ -140,10 +140,94 @@ def packing(document: dict[str, Any]) -> Iterator[str]:
     yield from table(["network", *forms], rows)
 
 
+def recovery(document: dict[str, Any]) -> Iterator[str]:
+    """Closed-form recovery without training."""
+    yield (
+        "**Recovery without training**: top-1 on the 10,000 CIFAR-10 test images after least squares on unlabelled "
+        "training images (`benchmarks/recovery.py`)."
+    )
+    yield ""
+    rows = [(name, row) for name, row in document["rows"].items() if isinstance(row.get("top1"), float)]
+    cells = [[*name.split(" | ", 1), str(row.get("images", "-")), f"{row['top1']:.2f}"] for name, row in sorted(rows)]
+    yield from table(["network", "compressed by", "images", "top-1"], cells)
+
+
+def decompose_latency(document: dict[str, Any]) -> Iterator[str]:
+    """MACs of a decomposition beside its measured time."""
+    yield (
+        "**Low rank and time**: share of the original's parameters, MACs and ONNX Runtime latency (one thread, "
+        "interleaved, seeded weights, `benchmarks/decompose_latency.py`); the last row of each network asked for 70 % of "
+        "the latency."
+    )
+    yield ""
+    cells = [
+        [
+            f"{network}, {name}",
+            f"{row['params_share']:.0%}",
+            f"{row['macs_share']:.0%}",
+            f"{row['latency_ratio']:.3f}" + ("" if row["trustworthy"] else " (not trustworthy)"),
+        ]
+        for network, rows in document.items()
+        for name, row in rows.items()
+    ]
+    yield from table(["network, form", "parameters", "MACs", "latency"], cells)
+
+
+def int8(document: dict[str, Any]) -> Iterator[str]:
+    """Static int8 against float."""
+    machine = document["machine"]
+    vnni = "with" if machine["vnni"] else "without"
+    yield (
+        f"**int8 with packed weights** at 90 % zeros against the float file, {machine['threads']} thread, "
+        f"{machine['processor']} {vnni} VNNI (`benchmarks/int8_speed.py`)."
+    )
+    yield ""
+    cells = []
+    for name, network in document["networks"].items():
+        method = next(iter(network["methods"].values()))
+        latency = network["latency"]
+        cells.append(
+            [
+                name,
+                f"{network['dense_bytes'] / 1e6:.2f} to {method['bytes'] / 1e6:.2f}",
+                f"{latency['float_ms']:.1f} to {latency['int8_ms']:.1f}",
+                f"{1 / latency['ratio']:.2f}x",
+            ]
+        )
+    yield from table(["network", "MB", "ms", "faster"], cells)
+
+
+def corpus(document: dict[str, Any]) -> Iterator[str]:
+    """How many of torchvision's builders the command prunes, exports and proves."""
+    found = document["builders"].values()
+    exported = [row for row in found if row["with_export"]]
+    yield (
+        f"**Coverage** (`benchmarks/torchvision_corpus.py`): `{document['command']}` on seeded state dicts of "
+        f"torchvision's builders, each recognised without `--arch`: {sum(row['ok'] for row in found)} of {len(found)} "
+        f"pruned exactly; of the {len(exported)} that were run with export, {sum(row['ok'] for row in exported)} were "
+        "exported, packed and equal to PyTorch."
+    )
+
+
+def sweep_caches(document: dict[str, Any]) -> Iterator[str]:
+    """A sweep against separate runs."""
+    equal = "the same results" if document["equal"] else "other results"
+    yield (
+        f"**Sweep** of {len(document['points'])} points ({document['network']}, `benchmarks/sweep_caches.py`): "
+        f"{document['sweep_cpu_seconds']:.0f} s of processor time instead of {document['separate_cpu_seconds']:.0f} s "
+        f"for separate runs, {equal}."
+    )
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "oneshot.json": oneshot,
     "selection.json": selection,
     "packing_tiers.json": packing,
+    "int8_speed.json": int8,
+    "recovery.json": recovery,
+    "decompose_latency.json": decompose_latency,
+    "sweep_caches.json": sweep_caches,
+    "torchvision_corpus.json": corpus,
 }
 
 if __name__ == "__main__":
