@@ -156,8 +156,8 @@ def decompose_latency(document: dict[str, Any]) -> Iterator[str]:
     """MACs of a decomposition beside its measured time."""
     yield (
         "**Low rank and time**: share of the original's parameters, MACs and ONNX Runtime latency (one thread, "
-        "interleaved, seeded weights, `benchmarks/decompose_latency.py`); the last row of each network asked for 70 % of "
-        "the latency."
+        "interleaved, seeded weights, `benchmarks/decompose_latency.py`); the last row of each network asked for 70 % "
+        "of the latency."
     )
     yield ""
     cells = [
