@@ -44,7 +44,7 @@ class RunConfig:
     error: str | None = None
     schemes: str | None = None
     max_groups: int | None = None
-    linear_groups: bool = False
+    linear_groups: bool | None = None
     max_loss_rise: str | None = None
     search: Search = "path"
     reference: bool = False

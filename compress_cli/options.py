@@ -207,7 +207,11 @@ MaxGroups = Annotated[
 ]
 LinearGroups = Annotated[
     bool | None,
-    option("--linear-groups", help="Slice linear layers too (a reshape and a grouped 1x1).", panel=SELECT),
+    option(
+        "--linear-groups/--no-linear-groups",
+        help="Slice linear layers too (a reshape and a grouped 1x1). Default: unless --max-latency.",
+        panel=SELECT,
+    ),
 ]
 SearchOption = Annotated[
     str | None,

@@ -32,7 +32,7 @@ from decomposers.output_error import DATA_GROUPS, output_curve
 from decomposers.solvers import Choices, Infeasible, Solution, frontier, minimise_max, minimise_sum
 from decomposers.spectra import Floats, SpectraCache, spectra, weight_hash
 from decomposers.surgery import Pair, Proof, apply_, pairs, prove, restructure_, with_true_errors
-from decomposers.tables import QUANTITIES, Quantity, Table, Timings, build_table, costs_of
+from decomposers.tables import QUANTITIES, Quantity, Table, Timings, build_table, costs_of, sliceable
 
 UNITS = {"params": "params", "macs": "MACs", "bytes": "bytes", "ms": "ms"}
 
@@ -144,7 +144,7 @@ def _table(
 
 def _limit(layer: Layer, options: AldsOptions) -> int | None:
     """Return the largest number of slices tried for a layer; None for no limit."""
-    limit = options.limit(linear=not layer.shape.kernel)
+    limit = options.limit(linear=not layer.shape.kernel) if sliceable(layer) else 1
     if not options.needs_images:
         return limit
     return min(limit or DATA_GROUPS, DATA_GROUPS) if patches_supported(layer) else 1
@@ -338,6 +338,6 @@ def _warnings(layers: list[Factored]) -> list[str]:
     if not grouped:
         return []
     return [
-        f"{grouped} layers get grouped encoders, which save size and MACs but often no time;"
-        " limit the groups to 1 where latency is the goal"
+        f"{grouped} {'layer gets a grouped encoder' if grouped == 1 else 'layers get grouped encoders'}: that saves"
+        " size and MACs but often no time; limit the groups to 1 where latency is the goal"
     ]

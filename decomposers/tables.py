@@ -72,6 +72,11 @@ OutputCurve = Callable[[int], Floats]
 """Number of slices -> squared error of the output at ranks 0 .. r, for scheme 0."""
 
 
+def sliceable(layer: Layer) -> bool:
+    """Whether a form with k > 1 exists: linear layers need inputs of (batch, c) for it."""
+    return bool(layer.shape.kernel) or all(len(call.inputs) == 2 for call in layer.calls)
+
+
 def build_table(
     layer: Layer,
     found: tuple[Spectrum, ...],
@@ -91,8 +96,7 @@ def build_table(
         output: errors of the output, where they were measured; all spectra must be of scheme 0 then.
         new_bias: the decoder gets a bias that the layer does not have; it counts as weights.
     """
-    flat = bool(layer.shape.kernel) or all(len(call.inputs) == 2 for call in layer.calls)
-    limit = max_groups if flat else 1
+    limit = max_groups if sliceable(layer) else 1
     extra = layer.shape.out_channels if new_bias and not layer.bias else 0
     parts = [_dense_rows(layer)]
     for spectrum in found:

@@ -34,15 +34,22 @@ if TYPE_CHECKING:
 SLOW = 1.02
 """Latency ratio from which grouped encoders are named as the cause."""
 
+FEW_ZEROS = 0.02
+"""Share of zeros that is no sign of pruning."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """The plan and the budgets it was made for; moments that its factors need (empty unless from images); curves."""
+    """The plan and the budgets it was made for; moments that its factors need (empty unless from images); curves.
+
+    `remarks` are warnings about this model rather than about the plan.
+    """
 
     plan: alds.AldsPlan
     budgets: tuple[Budget, ...]
     moments: Mapping[str, Moments] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan's document."""
@@ -94,7 +101,8 @@ class Alds:
                 return options_of(self.name, config.ignore, config.only)
             given = {"objective": config.objective, "error": config.error, "schemes": _schemes(config.schemes)}
             known = {name: value for name, value in given.items() if value is not None}
-            common = {"linear_groups": config.linear_groups, "ignore": config.ignore, "only": config.only}
+            linear = not config.max_latency if config.linear_groups is None else config.linear_groups
+            common = {"linear_groups": linear, "ignore": config.ignore, "only": config.only}
             return AldsOptions(max_groups=groups, **common, **known)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(str(error), "compress decompose --help lists what goes together") from error
@@ -119,7 +127,8 @@ class Alds:
             timings = _timings(session, loaded.module, analysis) if any(b.quantity == "ms" for b in budgets) else None
             chosen = solve(analysis, budgets, timings)
             plan = alds.with_true_errors(chosen, loaded.module, analysis.moments)
-        decision = Decision(plan, budgets, analysis.moments, _curves(analysis, plan))
+        remarks = tuple(_lost_zeros(loaded.module, plan))
+        decision = Decision(plan, budgets, analysis.moments, _curves(analysis, plan), remarks)
         if store is not None:
             with atomic_path(session.folder.file("decomposition.svg")) as temporary:
                 temporary.write_text(picture(decision.curves, plan.error), encoding="utf-8")
@@ -171,8 +180,8 @@ class Alds:
         return Correspondence()
 
     def warnings(self, plan: Decision) -> tuple[str, ...]:
-        """Grouped encoders, and whatever else the plan says."""
-        return plan.plan.warnings
+        """Grouped encoders, whatever else the plan says, and zeros that are lost."""
+        return (*plan.plan.warnings, *plan.remarks)
 
     def skipped(self, plan: Decision) -> tuple[Skipped, ...]:
         """Layers left alone, and those that stay dense."""
@@ -266,6 +275,17 @@ def _analyse(
     assert loaded.module is not None
     inputs, device = loaded.example_inputs or (), choose_device(session.config.device)
     return alds.analyse(loaded.module, inputs, options, images=images, cache=store, device=device)
+
+
+def _lost_zeros(module: nn.Module, plan: alds.AldsPlan) -> Iterator[str]:
+    """Say when layers that were pruned before get dense factors."""
+    weights: list[Any] = [module.get_submodule(layer.name).weight for layer in plan.layers]
+    zeros, total = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
+    if zeros > total * FEW_ZEROS:
+        yield (
+            f"{zeros:,} of the {total:,} weights of the replaced layers were zero, their factors are dense:"
+            " decompose first and prune the result to have both"
+        )
 
 
 def _curves(analysis: alds.Analysis, plan: alds.AldsPlan) -> dict[str, Curve]:

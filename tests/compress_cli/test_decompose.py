@@ -153,6 +153,9 @@ def test_prune_then_decompose_and_decompose_twice(files: Path) -> None:
     assert [plan["method"] for plan in stored["plans"]] == ["magnitude", "alds", "alds"]
     params = sum(parameter.numel() for parameter in compress_cli.load("twice/model.pt").parameters())
     assert params == report("twice")["complexity_after"]["params"] <= 0.7 * 0.85 * PARAMS
+    lost = "were zero, their factors are dense: decompose first and prune the result"
+    assert any(lost in text for text in report("once")["warnings"])
+    assert not any(lost in text for text in report("twice")["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -213,12 +216,17 @@ def test_curves_in_numbers() -> None:
     assert '<polyline points="40.0' in picture({"conv": curve}, "score")
 
 
-def test_linear_layers_are_sliced_on_request(files: Path) -> None:
-    words = ("--max-params", "30%", "--linear-groups", "--only", "fc", "--only", "conv2", "--no-export", "-o", "run")
-    assert decompose(*words) == 0
+def test_linear_layers_are_sliced_where_bytes_count(files: Path) -> None:
+    words = ("--max-params", "30%", "--only", "fc", "--only", "conv2", "--no-export")
+    assert decompose(*words, "--no-linear-groups", "-o", "whole") == 0
+    whole = json.loads(Path("whole/plan.json").read_text())
+    assert {layer["name"]: layer["groups"] for layer in whole["layers"]}.get("fc", 1) == 1
+    assert decompose(*words, "-o", "run") == 0
     plan = json.loads(Path("run/plan.json").read_text())
     forms = {layer["name"]: layer["groups"] for layer in plan["layers"]}
     assert forms["fc"] > 1
+    scores = [max(layer["score"] for layer in found["layers"]) for found in (plan, whole)]
+    assert scores[0] < scores[1]
     model = compress_cli.load("run/model.pt")
     assert [type(part).__name__ for part in model.fc] == ["Unflatten", "Conv1d", "Flatten", "Linear"]
 

@@ -272,3 +272,11 @@ def test_spectra_are_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     model.head.weight.data[0, 0] += 1
     with pytest.raises(AssertionError, match="computed again"):
         alds.analyse(model, IMAGE, cache=file)
+
+
+def test_linear_layers_over_sequences_are_never_sliced() -> None:
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+    sliced = alds.analyse(model, torch.zeros(2, 12), AldsOptions(linear_groups=True))
+    whole = alds.analyse(model, torch.zeros(2, 5, 12), AldsOptions(linear_groups=True))
+    assert {int(k) for table in sliced.tables for k in table.forms[:, 1]} > {1, 2}
+    assert {int(k) for table in whole.tables for k in table.forms[:, 1]} == {1}
