@@ -188,13 +188,13 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("--small", action="store_true", help="ResNet-20, one budget each, few images: every row runs")
     parser.add_argument("--per-class", type=int, default=100, help="training images a class with --small")
-    parser.add_argument("--epochs", type=int, help="default 60, 3 with --small")
+    parser.add_argument("--epochs", type=int, help="default 60, 2 with --small")
     parser.add_argument("--batch-size", type=int, help="default 128, 50 with --small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1, help="rows at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune-table"))
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
-    parser.add_argument("--limit", type=float, default=1e6, help="save and stop after so many minutes")
+    parser.add_argument("--limit", type=float, default=20_000, help="save and stop after so many minutes")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
     options = parser.parse_args()
@@ -210,7 +210,7 @@ def main() -> None:
     form = Form(
         images_in(data / "train"),
         images_in(data / "test"),
-        options.epochs or (3 if options.small else 60),
+        options.epochs or (2 if options.small else 60),
         options.batch_size or (50 if options.small else 128),
         options.seed,
     )

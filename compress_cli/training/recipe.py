@@ -75,7 +75,7 @@ class Recipe:
         """
         optimizer = "SGD" if self.optimizer == "sgd" else "AdamW"
         parts = [
-            f"{self.epochs} epochs of {self.batch_size} images a step",
+            f"{self.epochs} epoch{'' if self.epochs == 1 else 's'} of {self.batch_size} images a step",
             f"{optimizer} at learning rate {self.lr:g} ({self.curve})",
             f"weight decay {self.weight_decay:g}",
         ]
