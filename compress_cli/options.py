@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from compress_cli.completion import Completer, layers, one_of
 from compress_cli.methods import METHODS
+from compress_cli.weight_forms import WEIGHTS
 
 MODEL = "Model and inputs"
 SELECT = "What is pruned"
@@ -16,10 +18,16 @@ OUTPUT = "Output and measurements"
 GATES = "Budgets and gates (exit code 1 when missed)"
 
 
-def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None) -> typer.models.OptionInfo:
-    """A Typer option with the house conventions."""
+def option(
+    *names: str,
+    help: str,
+    panel: str | None = None,
+    metavar: str | None = None,
+    complete: Completer | None = None,
+) -> typer.models.OptionInfo:
+    """A Typer option with the house conventions; `complete` offers words to the shell."""
     info: typer.models.OptionInfo = typer.Option(
-        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
+        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False, autocompletion=complete
     )
     return info
 
@@ -70,11 +78,23 @@ ScheduleOption = Annotated[
 ]
 Ignore = Annotated[
     list[str] | None,
-    option("--ignore", help="Layers or tensors left alone (glob, repeatable).", panel=SELECT, metavar="PATTERN"),
+    option(
+        "--ignore",
+        help="Layers or tensors left alone (glob, repeatable).",
+        panel=SELECT,
+        metavar="PATTERN",
+        complete=layers,
+    ),
 ]
 Only = Annotated[
     list[str] | None,
-    option("--only", help="Consider only these (glob, repeatable).", panel=SELECT, metavar="PATTERN"),
+    option(
+        "--only",
+        help="Consider only these (glob, repeatable).",
+        panel=SELECT,
+        metavar="PATTERN",
+        complete=layers,
+    ),
 ]
 Arch = Annotated[
     str | None,
@@ -109,7 +129,7 @@ DataDir = Annotated[
 ]
 TaskFile = Annotated[
     str | None,
-    option("--task", help="Python task file with datasets, losses and metrics.", panel=DATA, metavar="FILE"),
+    option("--task", help="Task file with datasets, losses and metrics: .py, or .yaml or .toml that names one for the data.", panel=DATA, metavar="FILE"),
 ]
 Calib = Annotated[
     str | None,
@@ -174,16 +194,27 @@ WeightsOption = Annotated[
         help="Weights in the ONNX file: auto (packed when smaller), dense, packed, packed-fp16, packed-q2..q8, "
         "packed-cb2..cb8, packed-cb (bits by layer) or int8.",
         panel=OUTPUT,
+        complete=one_of(WEIGHTS),
     ),
 ]
 Safetensors = Annotated[bool | None, option("--safetensors", help="Also write model.safetensors.", panel=OUTPUT)]
 Method = Annotated[
     str | None,
-    option("--method", help=f"{', '.join(METHODS)}. Default magnitude.", panel=SELECT),
+    option(
+        "--method",
+        help=f"{', '.join(METHODS)}. Default magnitude.",
+        panel=SELECT,
+        complete=one_of(METHODS),
+    ),
 ]
 DecomposeMethod = Annotated[
     str | None,
-    option("--method", help="alds, or to compare: svd, svd-energy, pca (needs --calib). Default alds.", panel=SELECT),
+    option(
+        "--method",
+        help="alds, or to compare: svd, svd-energy, pca (needs --calib). Default alds.",
+        panel=SELECT,
+        complete=one_of(("alds", "svd", "svd-energy", "pca")),
+    ),
 ]
 ObjectiveOption = Annotated[
     str | None,
@@ -209,7 +240,8 @@ LinearGroups = Annotated[
     bool | None,
     option(
         "--linear-groups/--no-linear-groups",
-        help="Slice linear layers too (a reshape and a grouped 1x1). Default: unless --max-latency.",
+        help="Slice linear layers too (a reshape and a grouped 1x1)."
+        " Default: where they hold a fifth of the weights, unless --max-latency.",
         panel=SELECT,
     ),
 ]
@@ -259,7 +291,11 @@ MaxDrop = Annotated[
 ]
 MaxLatency = Annotated[
     str | None,
-    option("--max-latency", help="Gate on p50 latency: 20ms or 110% of the original.", panel=GATES),
+    option(
+        "--max-latency",
+        help="Limit on p50 latency: 20ms, 110% of the original, or predicted: mobile:DEVICE=60%.",
+        panel=GATES,
+    ),
 ]
 ExitZero = Annotated[bool | None, option("--exit-zero", help="Report failed gates but exit 0.", panel=GATES)]
 Device = Annotated[str | None, option("--device", help="auto, cpu or cuda. Default auto.", panel=OUTPUT)]

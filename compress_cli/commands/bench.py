@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress_cli import options as o
+from compress_cli.completion import targets
 from compress_cli.console import Out
 from compress_cli.errors import UsageError
 from compress_cli.quantities import format_bytes, format_count
@@ -32,6 +33,7 @@ TargetOption = Annotated[
         help="cloud-cpu, cloud-gpu, mobile:DEVICE, ncnn, mnn, litert, executorch, ssh:HOST, adb:SERIAL, qemu:FOLDER; "
         "commas or repeated.",
         metavar="TARGET",
+        complete=targets,
     ),
 ]
 Batch = Annotated[int, o.option("--batch", help="Samples per inference. Default 1.")]

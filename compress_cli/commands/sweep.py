@@ -7,9 +7,11 @@ from typing import Annotated
 
 from compress_cli import options as o
 from compress_cli.commands.common import RunFlags
+from compress_cli.completion import comma_separated
 from compress_cli.config import resolve
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_GATE, EXIT_OK, UsageError
+from compress_cli.methods import METHODS
 from compress_cli.quantities import parse_limit
 
 EPILOG = """Examples:
@@ -22,7 +24,13 @@ compress sweep net.pt --workers 2 --weights packed-cb4 --calib images/ --data DI
  --combine alds:max-params=80%+magnitude:sparsity=0.6 --combine channels:max-flops=70%+magnitude:sparsity=0.6"""
 
 Methods = Annotated[
-    str | None, o.option("--method", help="Comma-separated methods. Default magnitude.", panel=o.SELECT)
+    str | None,
+    o.option(
+        "--method",
+        help="Comma-separated methods. Default magnitude.",
+        panel=o.SELECT,
+        complete=comma_separated(METHODS),
+    ),
 ]
 Sparsities = Annotated[
     str | None, o.option("--sparsity", help="Comma-separated sparsities for magnitude: 0.5,0.8.", panel=o.SELECT)
