@@ -129,7 +129,12 @@ DataDir = Annotated[
 ]
 TaskFile = Annotated[
     str | None,
-    option("--task", help="Task file with datasets, losses and metrics: .py, or .yaml or .toml that names one for the data.", panel=DATA, metavar="FILE"),
+    option(
+        "--task",
+        help="Task file: data, losses, metrics in Python, or tasks in YAML or TOML.",
+        panel=DATA,
+        metavar="FILE",
+    ),
 ]
 Calib = Annotated[
     str | None,

@@ -1,5 +1,6 @@
 """Task files: a Python module with `tasks()`, `train_data()`, `test_data()` and, if there is one, `calib_data()`.
 
+The tasks may also stand in a YAML or TOML file that names the module with the data (`declared`).
 See `examples/two_task.py`. The file is the user's own code and runs as such; each call is made once, when needed.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from compress_cli.checkpoint import factories
 from compress_cli.errors import CompressError, InputError
+from compress_cli.tasks.declared import SUFFIXES, read_declared
 from compress_cli.tasks.task import Task
 
 _ASK = "see examples/two_task.py for the functions of a task file"
@@ -51,10 +53,14 @@ def read_task_file(source: str) -> TaskFile:
     Raises:
         InputError: not found, incomplete, failing, or returning something else than it should.
     """
+    declared: tuple[Task, ...] | None = None
+    asked = source
+    if source.endswith(SUFFIXES):
+        source, declared = read_declared(source)
     module = import_user_module(source, "--task")
     if not any(hasattr(module, name) for name in ("train_data", "test_data", "calib_data")):
         raise InputError(f"--task {source} defines no data: train_data, test_data or calib_data", _ASK)
-    tasks = _call(module, "tasks", source)
+    tasks = declared if declared is not None else _call(module, "tasks", source)
     tasks = (tasks,) if isinstance(tasks, Task) else tuple(tasks or ())
     if not tasks or not all(isinstance(task, Task) for task in tasks):
         raise InputError(f"--task {source}: tasks() must return a tuple of compress_cli.tasks.Task", _ASK)
@@ -63,7 +69,7 @@ def read_task_file(source: str) -> TaskFile:
     if double is not None:
         raise InputError(f"--task {source}: two tasks have the name {double!r}", "give each task its own name")
     train, test, calib = (_data(module, name, source) for name in ("train_data", "test_data", "calib_data"))
-    return TaskFile(source, tasks, train, test, calib)
+    return TaskFile(asked, tasks, train, test, calib)
 
 
 def _data(module: ModuleType, name: str, source: str) -> Any | None:
