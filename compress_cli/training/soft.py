@@ -37,7 +37,7 @@ class SoftThreshold(Dense):
         self._transposed = _transposed_weights(module)
         self._plan = plan
         self._schedule = schedule
-        self._raw: dict[str, Tensor] | None = None
+        self._raw: list[Tensor] | None = None
         self._thresholds: dict[str, float] = dict.fromkeys(self._weights, 0.0)
         self._made = 0
 
@@ -98,17 +98,22 @@ class SoftThreshold(Dense):
     def _enter(self) -> None:
         if self._raw is not None:
             return
-        self._raw = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        for name, weight in self._weights.items():
-            axis = 1 if name in self._transposed else 0
-            weight.copy_(soft_threshold(weight, self._thresholds[name], axis))
+        weights = list(self._weights.values())
+        self._raw = [weight.detach().clone() for weight in weights]
+        cut = [name for name in self._weights if self._thresholds[name] > 0]
+        found = soft_thresholds(
+            [self._weights[name].detach() for name in cut],
+            [self._thresholds[name] for name in cut],
+            [1 if name in self._transposed else 0 for name in cut],
+        )
+        if cut:
+            torch._foreach_copy_([self._weights[name] for name in cut], found)
 
     @torch.no_grad()
     def _leave(self) -> None:
         if self._raw is None:
             return
-        for name, weight in self._weights.items():
-            weight.copy_(self._raw[name])
+        torch._foreach_copy_(list(self._weights.values()), self._raw)
         self._raw = None
 
 
@@ -118,14 +123,33 @@ def soft_threshold(weight: Tensor, threshold: float, channel_axis: int = 0) -> T
     Example: v = [3, 1] in one channel with threshold 1: m = [1, 0], rho = 1.5 / 2, beta = 1.01 / 0.76,
     q = [2 * 1.3289, 0].
     """
-    if threshold <= 0:
-        return weight.clone()
-    size = weight.abs()
-    kept = size > threshold
-    others = [axis for axis in range(weight.dim()) if axis != channel_axis]
-    share = ((size * kept).mean(others, keepdim=True) + 1e-6) / (size.mean(others, keepdim=True) + 1e-6)
-    scale = 1.01 / (share + 0.01)
-    return torch.where(kept, scale * (weight - weight.sign() * threshold), torch.zeros_like(weight))
+    return weight.clone() if threshold <= 0 else soft_thresholds([weight], [threshold], [channel_axis])[0]
+
+
+def soft_thresholds(weights: list[Tensor], thresholds: list[float], axes: list[int]) -> list[Tensor]:
+    """`soft_threshold` of several weights at positive thresholds; over lists, as a GPU waits for small kernels."""
+    if not weights:
+        return []
+    sizes = torch._foreach_abs(weights)
+    shrunk = torch._foreach_sub(sizes, thresholds)
+    torch._foreach_clamp_min_(shrunk, 0.0)  # |v| - t where that is positive: there and only there |v| > t
+    left = torch._foreach_mul(sizes, torch._foreach_sign(shrunk))
+    kept, total = ([_by_channel(v, axis) for v, axis in zip(part, axes, strict=True)] for part in (left, sizes))
+    torch._foreach_add_(kept, 1e-6)
+    torch._foreach_add_(total, 1e-6)
+    torch._foreach_div_(kept, total)  # rho
+    torch._foreach_add_(kept, 0.01)
+    scales = torch._foreach_reciprocal(kept)
+    torch._foreach_mul_(scales, 1.01)  # beta
+    found = torch._foreach_mul(shrunk, torch._foreach_sign(weights))
+    found = [value * scale for value, scale in zip(found, scales, strict=True)]
+    torch._foreach_add_(found, 0.0)  # -0.0 becomes +0.0
+    return found
+
+
+def _by_channel(value: Tensor, channel_axis: int) -> Tensor:
+    others = [axis for axis in range(value.dim()) if axis != channel_axis]
+    return value.mean(others, keepdim=True)
 
 
 def _transposed_weights(module: nn.Module) -> set[str]:

@@ -283,3 +283,4 @@ def test_default_recipe_follows_the_sparsity(open_run: Callable[..., Any]) -> No
     assert (dense.weight_decay, sparse.weight_decay, sparser.weight_decay) == (1e-4, 1e-4, 0.0)
     assert dense.lr < sparse.lr
     assert any("weight decay" in reason for reason in dense.reasons)
+    assert [any("--schedule st3" in line for line in recipe.reasons) for recipe in (dense, sparse)] == [False, True]
