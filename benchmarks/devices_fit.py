@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from profilers.devices.chips import clock_ghz, descriptors, family
+from profilers.devices.correction import correction, signature
 from profilers.devices.features import FEATURES, network_features
 from profilers.devices.fitting import Fit, fit, log_times
 from profilers.devices.table import Run, networks, runs
@@ -63,12 +64,19 @@ class Table:
         return fit(self.features, self.times, self.x, steps=self.steps)
 
     def without_networks(self, held: list[str]) -> np.ndarray:
-        """Log prediction / measurement of the held networks on all runs."""
+        """Log prediction / measurement of the held networks on all runs; the correction does not see them either."""
         columns = [self.names.index(name) for name in held]
         times = self.times.copy()
         times[:, columns] = np.nan
         found = fit(self.features, times, self.x, steps=self.steps)
-        return log_times(found.costs, self.features[columns]) - self.log[:, columns]
+        return log_times(found.costs, self.features[columns]) - self.log[:, columns] - self.corrections(found, columns)
+
+    def corrections(self, found: Fit, columns: list[int]) -> np.ndarray:
+        """Expected log errors (runs, columns) from those of the networks that are not among `columns`."""
+        signatures = signature(self.features, found.costs.mean(axis=0))
+        errors = log_times(found.costs, self.features) - self.log
+        errors[:, columns] = np.nan
+        return np.asarray([[correction(signatures[place], signatures, row) for place in columns] for row in errors])
 
     def without_devices(self, names: set[str]) -> tuple[list[int], np.ndarray]:
         """(rows of the devices, log prediction / measurement of all networks on them)."""
@@ -131,7 +139,7 @@ def pairs(table: Table) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
     begin = time.time()
@@ -155,6 +163,7 @@ def main() -> None:
                     "log_costs": [round(float(value), 4) for value in found.costs[index]],
                     "in_sample": summary(in_sample[index])["median"],
                     "error": summary(cv["networks_out"][index]),
+                    "errors": [None if np.isnan(value) else round(float(value), 3) for value in in_sample[index]],
                 }
             )
         document["groups"][label] = {
@@ -163,11 +172,16 @@ def main() -> None:
         }
         if label == "up to 8 threads":
             ratios = pairs(table)
+            mean_costs = np.round(found.costs.mean(axis=0), 4)
+            signatures = signature(table.features, mean_costs)
     members = [run for table in groups.values() for run in table.runs]
     errors = {name: np.concatenate(values) for name, values in errors.items()}
     statistics = {name: {**by_class(members, values), "all": summary(values)} for name, values in errors.items()}
     fitted = {
         "features": list(FEATURES),
+        "networks": groups["more"].names,
+        "mean_costs": mean_costs.tolist(),
+        "signatures": np.round(signatures, 4).tolist(),
         "runs": sorted(rows, key=lambda row: row["run"]),
         "prior": document["groups"]["up to 8 threads"]["weights"],
         "errors": statistics,

@@ -30,7 +30,7 @@ from profilers.devices.predict import predict
 from profilers.errors import ProfilingFailed
 from profilers.latency import compare
 from profilers.machine import describe
-from profilers.mobile.registry import compare_mobile
+from profilers.mobile.registry import RUNTIMES, compare_mobile
 from profilers.onnx_cost import graph_cost
 from pruners import channels
 
@@ -88,20 +88,27 @@ def row(found) -> dict:
     }
 
 
-def attempt(function) -> dict:
+def attempt(function, before: dict | None) -> dict:
+    """A new measurement, unless the one that is recorded can be trusted and the new one cannot."""
     try:
-        return row(function())
+        found = row(function())
     except (ProfilingFailed, ImportError) as error:
-        return {"failed": str(error)}
+        found = {"failed": str(error)}
+    keep = before is not None and before.get("trustworthy") and not found.get("trustworthy")
+    return before if keep else found
 
 
-def targets(original: Path, small: Path, runtimes: Sequence[str], budget: float) -> dict:
+def targets(original: Path, small: Path, runtimes: Sequence[str], budget: float, before: dict) -> dict:
     costs = [graph_cost(path) for path in (original, small)]
     found = {
         "macs": [cost.macs for cost in costs],
         "bytes": [path.stat().st_size for path in (original, small)],
-        "onnxruntime": attempt(partial(compare, original, small, budget_s=budget)),
-        **{name: attempt(partial(compare_mobile, name, [original, small], budget_s=budget)) for name in runtimes},
+        **{name: value for name, value in before.items() if name in RUNTIMES and name not in runtimes},
+        "onnxruntime": attempt(partial(compare, original, small, budget_s=budget), before.get("onnxruntime")),
+        **{
+            name: attempt(partial(compare_mobile, name, [original, small], budget_s=budget), before.get(name))
+            for name in runtimes
+        },
         "predicted": {},
     }
     for name, threads in DEVICES:
@@ -145,7 +152,13 @@ def main() -> None:
             for label, make in (("half the channels", half_channels), ("half the MACs by low rank", low_rank)):
                 small = Path(folder) / f"{label.replace(' ', '-')}.onnx"
                 export(make(model), X, small, input_names=["input"], output_names=["output"], dynamic_batch=False)
-                rows[label] = targets(original, small, arguments.runtimes.split(","), arguments.budget)
+                rows[label] = targets(
+                    original,
+                    small,
+                    arguments.runtimes.split(","),
+                    arguments.budget,
+                    document["networks"].get(name, {}).get(label, {}),
+                )
                 print(name, label, json.dumps(rows[label])[:600], flush=True)
         document["networks"][name] = rows
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compress_cli.errors import InputError, UsageError
-from compress_cli.gates import Found, Rule, failed, judge, latency_found, measured
+from compress_cli.gates import Found, Rule, failed, judge, latency_found, measured, predicted_found
 from compress_cli.report import Gate, RunReport
 
 
@@ -67,14 +67,36 @@ def check(target: str, rules: Sequence[Rule], baseline: str | None = None, *, th
             "pass for example --max-size 8MB, or write [tool.compress.gates] in pyproject.toml",
         )
     with _resolved(baseline) as base:
-        wanted = {rule.limit.name for rule in rules if rule.level != "off"}
+        rows = _predictions(rules, Path(target), base, threads)
+        wanted = {rule.limit.name for rule in rules if rule.level != "off" and not rule.limit.target}
         if Path(target).suffix == ".onnx":
             found, latency = _of_onnx(Path(target), base, wanted, threads)
         else:
             found, latency = _of_report(read_report(Path(target)), base), None
-    gates = tuple(judge(rule, found.get(rule.limit.name, Found())) for rule in rules)
+    gates = tuple(
+        judge(rule, predicted_found(rows, rule.limit) or found.get(rule.limit.name, Found())) for rule in rules
+    )
     gates = tuple(sorted(gates, key=lambda gate: (gate.passed is True, gate.level != "error")))
     return Checked(target, baseline or "", gates, latency)
+
+
+def _predictions(rules: Sequence[Rule], target: Path, base: Path | None, threads: int) -> list[dict[str, Any]]:
+    """Predicted latencies for the limits on devices, from the ONNX files; a run's own where it has them."""
+    from compress_cli.predicted import predictions
+
+    limits = [rule.limit for rule in rules if rule.level != "off" and rule.limit.target]
+    if not limits:
+        return []
+    if target.suffix == ".onnx":
+        return predictions(limits, _onnx_of(base), target, threads)
+    report = read_report(target)
+    known = {row["target"]: dict(row) for row in report.predictions}
+    file = (target if target.is_dir() else target.parent) / "model.onnx"
+    if base is None and all(limit.target in known for limit in limits):
+        return list(known.values())
+    if not file.is_file():
+        raise InputError(f"{file} does not exist, which the prediction needs", "drop --max-latency")
+    return predictions(limits, _onnx_of(base), file, threads)
 
 
 def read_report(path: Path) -> RunReport:

@@ -42,7 +42,8 @@ class Found:
 def with_gates(report: RunReport, limits: Iterable[Limit]) -> RunReport:
     """The same report with one gate per limit."""
     found = measured(report)
-    return dataclasses.replace(report, gates=tuple(judge(Rule(limit), found[limit.name]) for limit in limits))
+    gates = (judge(Rule(limit), predicted_found(report.predictions, limit) or found[limit.name]) for limit in limits)
+    return dataclasses.replace(report, gates=tuple(gates))
 
 
 def judge(rule: Rule, found: Found) -> Gate:
@@ -110,6 +111,14 @@ def measured(report: RunReport) -> dict[str, Found]:
         "--max-drop": Found(None, _drop(report)),
         "--max-latency": latency_found(report.latency),
     }
+
+
+def predicted_found(predictions: Iterable[Mapping[str, object]], limit: Limit) -> Found | None:
+    """The predicted latencies of a limit's device, `Found()` where there is no prediction; None without a device."""
+    if not limit.target:
+        return None
+    rows = [row for row in predictions if row["target"] == limit.target]
+    return Found(rows[0]["original_ms"], rows[0]["compressed_ms"]) if rows else Found()  # type: ignore[arg-type]
 
 
 def _drop(report: RunReport) -> float | None:

@@ -49,13 +49,17 @@ LIMIT_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An upper limit from a `--max-*` flag: `value` in base units of `kind`, or a share of the original's value."""
+    """An upper limit from a `--max-*` flag: `value` in base units of `kind`, or a share of the original's value.
+
+    `target`: the device that a latency is predicted for; "" for one measured on this machine.
+    """
 
     name: str
     kind: str
     value: float
     relative: bool
     text: str
+    target: str = ""
 
     def bound(self, original: float | None) -> float | None:
         """The limit in base units; None for a relative limit whose original was not measured."""
@@ -65,18 +69,35 @@ class Limit:
 
 
 def parse_limit(name: str, kind: str, text: str) -> Limit:
-    """Read a limit such as `8MB` (absolute) or `25%` (of the original).
+    """Read a limit such as `8MB` (absolute) or `25%` (of the original); latencies also as `TARGET=LIMIT`.
 
     Raises:
         UsageError: not a number with a unit of this kind, or not above zero.
     """
+    whole, target = text, ""
+    if kind == "ms" and "=" in text:
+        target, _, text = text.rpartition("=")
+        target = _latency_target(name, target.strip())
     match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-zA-Z%]*)\s*", text)
     value = _decimal(match.group(1)) if match else None
     unit = match.group(2).lower() if match else ""
     known = UNITS[kind] | ({"%": Decimal("0.01")} if kind != "points" else {})
     if value is None or not 0 <= value < 10**18 or unit not in known:
         raise UsageError(f"{name} {text!r} is not a limit", f"write {name} as a number with its unit: {EXAMPLES[kind]}")
-    return Limit(name, kind, float(value * known[unit]), unit == "%", text)
+    return Limit(name, kind, float(value * known[unit]), unit == "%", whole, target)
+
+
+def _latency_target(name: str, target: str) -> str:
+    """ "" for this machine, or a device that is predicted, as `mobile:DEVICE`."""
+    kind, _, device = target.partition(":")
+    if kind in ("mobile", "model") and device:
+        return f"mobile:{device}"
+    if target in ("cloud-cpu", "local"):
+        return ""
+    raise UsageError(
+        f"{name} is for this machine or a predicted device, not for {target!r}",
+        f"write {name} 20ms, or {name} mobile:DEVICE=80% (compress devices lists them)",
+    )
 
 
 def _decimal(text: str) -> Decimal | None:

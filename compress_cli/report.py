@@ -152,6 +152,7 @@ class RunReport:
     verification: Mapping[str, Any] | None = None
     packing: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+    predictions: tuple[Mapping[str, Any], ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     gates: tuple[Gate, ...] = ()
     steps: tuple[Mapping[str, Any], ...] = ()
@@ -188,7 +189,7 @@ class RunReport:
         values = {name: value for name, value in document.items() if name in known}
         for name, row in rows.items():
             values[name] = tuple(_row(row, item) for item in values.get(name, ()))
-        for name in ("warnings", "notes", "steps"):
+        for name in ("warnings", "notes", "steps", "predictions"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
 

@@ -81,6 +81,7 @@ def assemble(
         verification=shipment.verification,
         packing=shipment.packing,
         latency=shipment.latency,
+        predictions=shipment.predictions,
         artifacts=artifacts,
         warnings=tuple(session.warnings),
         notes=tuple(session.notes),

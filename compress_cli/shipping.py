@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compress_cli.errors import InputError, VerificationError
 from compress_cli.onnx_files import onnx_errors
+from compress_cli.predicted import predictions
 from compress_cli.report import Artifact
 from compress_cli.translate import export_errors
 from compress_cli.weight_forms import write_form
@@ -43,6 +44,7 @@ class Shipment:
     verification: Mapping[str, Any] | None = None
     packing: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+    predictions: tuple[Mapping[str, Any], ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -159,7 +161,9 @@ def ship(
     )
     section = {name: getattr(result, name) for name in result.__dataclass_fields__ if name != "path"}
     packing = variant.to_dict() if variant.weights != "dense" else None
-    return Shipment({**section, "weights": variant.weights}, verification, packing, latency, artifacts)
+    predicted = tuple(predictions(config.limits(), original.path, target, config.threads))
+    weights = {"weights": variant.weights}
+    return Shipment({**section, **weights}, verification, packing, latency, predicted, artifacts)
 
 
 def _feeds(call: CallableForm, images: Sequence[Tensor]) -> list[dict[str, Any]] | None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress_cli.errors import InputError, UsageError, VerificationError
 from compress_cli.methods.base import Measured
+from compress_cli.methods.device_limits import cut_for_device, device_asked, limit_asked
+from compress_cli.methods.file_limits import check_file_limits, cut_for_file, file_limit
 from compress_cli.report import Achieved, LayerRow, Skipped
 from compress_cli.translate import channel_errors
 
@@ -55,9 +57,13 @@ class Channels:
 
     def check(self, config: RunConfig) -> None:
         """A budget that channels can be counted against, and options that go together."""
-        if not (config.max_flops or config.max_params):
-            more = " (--max-size and --max-latency are checked on the result)" if config.limits() else ""
-            raise UsageError(f"--method channels needs a budget{more}", "pass --max-flops 50% or --max-params 50%")
+        if not (config.max_flops or config.max_params or limit_asked(config) or file_limit(config)):
+            raise UsageError(
+                "--method channels needs a budget",
+                "pass --max-flops 50%, --max-params 50%, --max-size 4MB, --max-latency 60% or mobile:DEVICE=60%",
+            )
+        device_asked(config)
+        check_file_limits(config)
         if config.sparsity is not None:
             raise UsageError("--sparsity is for magnitude pruning", "pass --max-flops, or prune the result afterwards")
         if config.schedule != "one-shot":
@@ -97,22 +103,37 @@ class Channels:
         priced = config.score == RECOVERY
         with session.stage("scores"):
             gradients = None if priced else _gradients(quality, module, options.score)
-        budget, limits = _budget(config, CostModel(groups))
+        whole = CostModel(groups)
+        budget, limits = _budget(config, whole)
+        known: list[tuple[Groups, Any]] = []  # scores of an analysis, for repeated cuts
         recorded = {
             "score": RECOVERY if priced else options.score,
             "normalise": "none" if priced else options.normaliser,
         }
 
-        def choose(found: Groups) -> Any:
-            values = (
+        def values(found: Groups) -> Any:
+            for groups_scored, scores in known:
+                if groups_scored is found:
+                    return scores
+            scores = (
                 _prices(session, quality, module, found)
                 if priced
                 else score(module, found, options, gradients=gradients)
             )
-            return choose_plan(found, values, budget, selection, more=recorded)
+            known.append((found, scores))
+            return scores
+
+        def cut(most: Budget) -> Fitted:
+            return fit(
+                module, inputs, groups, lambda found: choose_plan(found, values(found), most, selection, more=recorded)
+            )
 
         with channel_errors(), session.stage("cut", "Cutting and proving"):
-            return Decision(fit(module, inputs, groups, choose), limits)
+            if limit_asked(config):
+                return Decision(cut_for_device(session, loaded, cut, budget, whole.macs), limits)
+            if file_limit(config):
+                return Decision(cut_for_file(session, loaded, cut, budget, whole), limits)
+            return Decision(cut(budget), limits)
 
     def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
         """Cut the network's tensors."""
@@ -186,7 +207,8 @@ class Channels:
         """
         before, after, made = measured.complexity_before, measured.complexity_after, plan.fitted.plan
         compare_counts("parameters", made.params_before - made.params_after, before.params - after.params)  # type: ignore[union-attr]
-        compare_counts("MACs", made.macs_before - made.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
+        if not made.options.get("form"):  # a detector's MACs depend on its boxes, the plan's on a fixed number of them
+            compare_counts("MACs", made.macs_before - made.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
         rows = []
         for limit in plan.limits:
             total, count = int(getattr(before, limit.kind)), int(getattr(after, limit.kind))

@@ -98,8 +98,11 @@ def _by_size(limit: Limit, loaded: LoadedModel, cut: Cut, budget: Budget, params
     rest, found = max(full - WEIGHT_BYTES * params, 0), full
     for _ in range(SIZE_ROUNDS):
         most = max(floor((allowed - rest) / WEIGHT_BYTES), 0)
-        with channel_errors():
-            fitted = cut(dataclasses.replace(budget, params=min(most, budget.params or most)))
+        try:
+            with channel_errors():
+                fitted = cut(dataclasses.replace(budget, params=min(most, budget.params or most)))
+        except UsageError as error:
+            raise UsageError(f"--max-size {limit.text} cannot be met: {error.message}", error.fix) from error
         found = _bytes(loaded, fitted.model)
         if found <= allowed:
             return fitted

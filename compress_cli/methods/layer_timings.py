@@ -51,7 +51,7 @@ def measure_forms(
     found: dict[str, Mapping[Form | None, float]] = {}
     for table in analysis.tables:
         module = model.get_submodule(table.layer.name)
-        if not _supported(module):
+        if not supported(module):
             continue
         key = _key(module, table.layer)
         if key not in known:
@@ -60,7 +60,8 @@ def measure_forms(
     return found
 
 
-def _supported(module: Any) -> bool:
+def supported(module: Any) -> bool:
+    """Whether a layer's forms can be written as plain convolutions or products."""
     if isinstance(module, nn.Linear):
         return True
     plain = isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
@@ -96,7 +97,7 @@ def _measure(module: Any, table: Table, threads: int, seed: int) -> dict[Form | 
     for call in dict.fromkeys(table.layer.calls):
         generator = np.random.default_rng(seed)
         feed = {"x": generator.standard_normal(call.inputs).astype(np.float32)}
-        runs = {form: _session(_halves(module, form, bias), feed["x"].shape, threads, generator) for form in forms}
+        runs = {form: _session(halves(module, form, bias), feed["x"].shape, threads, generator) for form in forms}
         best = dict.fromkeys(forms, float("inf"))
         end = time.perf_counter() + SECONDS_PER_LAYER
         for repeat in range(REPEATS + 2):
@@ -113,7 +114,7 @@ def _measure(module: Any, table: Table, threads: int, seed: int) -> dict[Form | 
     return times
 
 
-def _halves(module: Any, form: Form | None, bias: bool) -> list[Any]:
+def halves(module: Any, form: Form | None, bias: bool) -> list[Any]:
     """The layers of one form, with undefined weights."""
     return [module] if form is None else [part for part in build_pair(module, form, bias) if hasattr(part, "weight")]
 

@@ -60,6 +60,7 @@ def _summary(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
     yield from _complexity_rows(report)
     yield from _size_rows(report)
     yield from _latency_rows(report)
+    yield from _predicted_rows(report)
 
 
 def _achieved_row(achieved: Achieved, report: RunReport) -> tuple[str, str, str, str]:
@@ -97,6 +98,13 @@ def _size_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
         yield (label, format_bytes(before.bytes) if before else "-", format_bytes(after.bytes), ratio)
         zipped = [format_bytes(a.gzip_bytes) if a and a.gzip_bytes is not None else "-" for a in (before, after)]
         yield ("  gzipped", zipped[0], zipped[1], "")
+
+
+def _predicted_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
+    for row in report.predictions:
+        before = "-" if row["original_ms"] is None else f"{row['original_ms']:.2f} ms"
+        error = f"predicted, typically within {row['median_error']:.0%}, 1 in 10 beyond {row['p90_error']:.0%}"
+        yield (f"latency, {row['device']}", before, f"{row['compressed_ms']:.2f} ms", error)
 
 
 def _latency_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:

@@ -40,6 +40,7 @@ class Device:
 
     Attributes:
         log_costs: log milliseconds per unit of each feature, (features,).
+        errors: log(predicted / measured) of the networks of the table by name order, NaN where it lacks one.
         median_error, p90_error: absolute relative error on networks that were left out of the fit.
         interval: 10th and 90th percentile of log(predicted / measured) in its class.
         basis: what the errors were measured on.
@@ -53,6 +54,7 @@ class Device:
     ghz: float
     threads: int
     log_costs: NDArray[np.float64]
+    errors: NDArray[np.float64]
     median_error: float
     p90_error: float
     interval: tuple[float, float]
@@ -149,6 +151,7 @@ def described(text: str, threads: int = 1) -> Device:
         ghz=ghz,
         threads=count,
         log_costs=costs,
+        errors=np.full(len(fitted()["networks"]), np.nan),
         median_error=errors["median"],
         p90_error=errors["p90"],
         interval=(errors["log_quantiles"][1], errors["log_quantiles"][3]),
@@ -192,6 +195,7 @@ def _device(run: Run, key: str, row: Mapping[str, Any]) -> Device:
         ghz=clock_ghz(run),
         threads=run.threads,
         log_costs=np.asarray(row["log_costs"]),
+        errors=np.asarray([np.nan if value is None else value for value in row["errors"]]),
         median_error=row["error"]["median"],
         p90_error=row["error"]["p90"],
         interval=(quantiles[1], quantiles[3]),

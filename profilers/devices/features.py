@@ -1,11 +1,13 @@
-"""What of a layer costs time: twelve numbers per layer, and their sum per network.
+"""What of a layer costs time: fifteen numbers per layer, and their sum per network.
 
     time of a network = sum over features of (seconds per unit on the device) x (units in the network)
 
 Compute is counted in million MACs by the kind of kernel that mobile runtimes have, with a penalty for few channels:
-3x3 stride 1 (Winograd) x (1 + 60/in + 60/out), other dense convolutions x (1 + 4 groups/min(in, out)). Memory is in
-megabytes (single precision): activations of convolutions, activations of other layers, weights. Overhead is the number
-of layers. The constants 60 and 4 are the same for all devices; they were chosen by cross-validation over networks.
+3x3 stride 1 (Winograd) x (1 + 60/in + 60/out), other dense convolutions x (1 + 10 groups/min(in, out)). Convolutions
+with a width that is no multiple of 4 have a price of their own: channels are stored in packs of four. Memory is in
+megabytes (single precision): activations of convolutions; of layers that compute exponentials (swish, softmax, LRN);
+of layers that only move numbers (concat, slice, shuffle); of other layers; weights. Overhead is the number of layers.
+The constants 60, 10, 4 and 0.45 are the same for all devices; they were chosen by cross-validation over networks.
 """
 
 from __future__ import annotations
@@ -26,23 +28,32 @@ FEATURES = (
     "depthwise, other",
     "fully connected",
     "grouped convolution",
+    "convolution of odd width",
     "activations of convolutions",
+    "activations of exponentials",
+    "activations that are moved",
     "activations of other layers",
     "weights",
     "overhead per convolution",
     "overhead per other layer",
 )
-COMPUTE = slice(0, 7)
-MEMORY = slice(7, 10)
-OVERHEAD = slice(10, 12)
+COMPUTE = slice(0, 8)
+MEMORY = slice(8, 13)
+OVERHEAD = slice(13, 15)
 BOUNDS = (("compute", COMPUTE), ("memory", MEMORY), ("overhead", OVERHEAD))
+_ODD, _ACTIVATIONS, _EXPONENTIALS, _MOVED, _OTHER, _WEIGHTS, _CONVOLUTIONS, _LAYERS = range(7, 15)
 
 WINOGRAD_PENALTY = 60.0
-CHANNEL_PENALTY = 4.0
+CHANNEL_PENALTY = 10.0
 WINOGRAD_LEAST_CHANNELS = 8
+PACK = 4
+ODD_WINOGRAD = 0.45
+"""Work of a 3x3 stride 1 convolution of odd width: Winograd's gain stays, the packing is lost."""
 
 NO_COST = frozenset({"Split", "MemoryData", "PriorBox", "Noop", "Flatten", "Reshape"})
 """Layer types that mobile runtimes do not execute, or that only rename memory."""
+EXPONENTIALS = frozenset({"Swish", "LRN", "Softmax", "Sigmoid", "HardSigmoid", "Gelu", "Erf", "Exp", "Tanh"})
+MOVES = frozenset({"Concat", "Crop", "Slice", "ShuffleChannel", "Permute", "Interp", "Padding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +73,18 @@ class LayerRow:
 
 
 def layer_features(layer: LayerRow) -> Vector:
-    """The twelve numbers of one layer, in the order of `FEATURES`: (12,)."""
+    """The fifteen numbers of one layer, in the order of `FEATURES`: (15,)."""
     found = np.zeros(len(FEATURES))
     if layer.type in NO_COST:
         return found
     activations = 4e-6 * (layer.in_elements + layer.out_elements)
     if not layer.macs:
-        found[8], found[11] = activations, 1.0
+        kind = _EXPONENTIALS if layer.type in EXPONENTIALS else _MOVED if layer.type in MOVES else _OTHER
+        found[kind], found[_LAYERS] = activations, 1.0
         return found
     index, penalty = _kernel(layer)
     found[index] = 1e-6 * layer.macs * penalty
-    found[7], found[9], found[10] = activations, 4e-6 * layer.weights, 1.0
+    found[_ACTIVATIONS], found[_WEIGHTS], found[_CONVOLUTIONS] = activations, 4e-6 * layer.weights, 1.0
     return found
 
 
@@ -88,11 +100,14 @@ def _kernel(layer: LayerRow) -> tuple[int, float]:
     channels = 1 + CHANNEL_PENALTY * groups / min(inputs, outputs)
     if groups > 1:
         return 6, channels
-    if (layer.kernel, layer.stride) == (3, 1) and inputs >= WINOGRAD_LEAST_CHANNELS:
+    winograd = (layer.kernel, layer.stride) == (3, 1) and inputs >= WINOGRAD_LEAST_CHANNELS
+    if outputs % PACK or (inputs % PACK and inputs > PACK - 1):  # images have three channels, and kernels for that
+        return _ODD, channels * (ODD_WINOGRAD if winograd else 1.0)
+    if winograd:
         return 0, 1 + WINOGRAD_PENALTY * (1 / inputs + 1 / outputs)
     return (1 if (layer.kernel, layer.stride) == (1, 1) else 2), channels
 
 
 def network_features(layers: Iterable[LayerRow]) -> Vector:
-    """Sum over the layers of a network: (12,)."""
+    """Sum over the layers of a network: (15,)."""
     return np.asarray(np.sum([layer_features(layer) for layer in layers], axis=0))

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profilers.devices.catalog import Device, fitted
+from profilers.devices.correction import correction, signature
 from profilers.devices.features import BOUNDS, LayerRow, layer_features
 from profilers.onnx_cost import GraphCost, GraphLayer
 
@@ -63,8 +65,9 @@ class Prediction:
 
 def predict(cost: GraphCost, device: Device) -> Prediction:
     """Milliseconds of one inference of `cost.batch` samples on `device`."""
-    prices = np.exp(device.log_costs)
-    parts = [layer_features(as_row(layer)) * prices for layer in cost.layers]
+    rows = [layer_features(as_row(layer)) for layer in cost.layers]
+    prices = np.exp(device.log_costs) * factor(np.sum(rows, axis=0), device)
+    parts = [row * prices for row in rows]
     total = np.sum(parts, axis=0)
     ms = float(total.sum())
     low, high = device.interval
@@ -84,13 +87,23 @@ def predict(cost: GraphCost, device: Device) -> Prediction:
     )
 
 
-def layers_ms(rows: Sequence[LayerRow], device: Device) -> list[float]:
+def factor(features: NDArray[np.float64], device: Device) -> float:
+    """What a network with these summed features (features,) takes over what its layers' prices say."""
+    table = fitted()
+    prices, signatures = np.asarray(table["mean_costs"]), np.asarray(table["signatures"])
+    return float(np.exp(-correction(signature(features, prices), signatures, device.errors)))
+
+
+def layers_ms(rows: Sequence[LayerRow], device: Device, scale: float = 1.0) -> list[float]:
     """Milliseconds of single layers: a table of candidates for a search under a latency limit on a predicted device.
+
+    Args:
+        scale: `factor` of the network that they belong to.
 
     Example:
         a 3x3 convolution against its low-rank pair: `layers_ms([dense, first, second], find("raspberry-pi-4", 4))`.
     """
-    prices = np.exp(device.log_costs)
+    prices = np.exp(device.log_costs) * scale
     return [float(layer_features(row) @ prices) for row in rows]
 
 
