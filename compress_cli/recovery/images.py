@@ -14,6 +14,9 @@ Batch = tuple[Tensor, ...]
 PARTS = 5
 """At least so many batches, where there are enough images, so that a fifth can be held out."""
 
+MOST_VALUES = 16 * 3 * 224 * 224
+"""Input values a batch: what a network computes from them must fit into memory, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Images:
@@ -53,7 +56,7 @@ def arrange(batches: Sequence[Tensor | Sequence[Tensor]], largest: int, holdout:
 
     Args:
         batches: tensors (images, ...), or tuples of the network's positional arguments.
-        largest: most images a batch.
+        largest: most images a batch; fewer of large images (`MOST_VALUES`).
         holdout: share of the images to check on, in (0, 1).
         seed: of the shuffle.
 
@@ -68,6 +71,8 @@ def arrange(batches: Sequence[Tensor | Sequence[Tensor]], largest: int, holdout:
     count = parts[0].shape[0] if parts else 0
     if count < 2:
         raise NoImages(count, 2)
+    values = sum(part[0].numel() for part in parts)
+    largest = max(min(largest, MOST_VALUES // max(values, 1)), 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(parts[0].device)
     number = max(-(-count // largest), min(PARTS, count))
     size = count // number
