@@ -2,8 +2,9 @@
 
 Global magnitude pruning at each sparsity, batch-norm statistics estimated anew on 1,024 training images, no
 fine-tuning. Every form is evaluated by ONNX Runtime on the same test images (the first N of each class by name), so the
-comparison is paired. Bits per layer and int8 ranges come from 128 other training images. Rows that the output file has
-already for as many images are kept.
+comparison is paired. Bits per layer, activation-aware codebooks ("-aware") and int8 ranges come from 128 other training
+images. Rows that the output file has already for as many images are kept, so a run that was stopped goes on; images are
+decoded once into --work.
 
     python benchmarks/tiers_cifar.py --data ../shared/data --images 10000 --output benchmarks/results/tiers_cifar.json
 """
@@ -28,7 +29,11 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import nn
 
+from exporters.calibration import importance
+from exporters.feeds import compare
 from exporters.onnx_export import export
+from exporters.packing import pack
+from exporters.variants import write_variant
 from exporters.verify import session
 from pruners import magnitude
 
@@ -40,7 +45,9 @@ FORMS = (
     "packed-q8",
     "packed-q6",
     "packed-q4",
+    "packed-cb5",
     "packed-cb4",
+    "packed-cb4-aware",
     "packed-cb3",
     "packed-cb",
     "int8",
@@ -52,14 +59,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tiers_cifar.json"))
+    parser.add_argument("--work", type=Path, default=Path("/tmp/tiers_cifar"))
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--sparsities", type=float, nargs="*", default=list(SPARSITIES))
     parser.add_argument("--forms", nargs="*", default=list(FORMS))
     arguments = parser.parse_args()
-    test, labels = read(arguments.data / "cifar10" / "cifar10-test.tar.xz", arguments.images // 10)
-    train, _ = read(arguments.data / "cifar10" / "cifar10-train-a.tar.xz", (BN_IMAGES + CALIBRATION_IMAGES) // 10 + 1)
-    spread = np.random.default_rng(0).permutation(len(train))
-    train = train[spread]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    archives = arguments.data / "cifar10"
+    test, labels = cached(arguments.work, archives / "cifar10-test.tar.xz", arguments.images // 10)
+    per_class = (BN_IMAGES + CALIBRATION_IMAGES) // 10 + 1
+    train, _ = cached(arguments.work, archives / "cifar10-train-a.tar.xz", per_class)
+    train = train[np.random.default_rng(0).permutation(len(train))]
     known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     document: dict[str, Any] = {
         "what": "ResNet-56 on CIFAR-10, pruned by global magnitude, BN re-estimated, not trained",
@@ -68,18 +78,30 @@ def main() -> None:
         "rows": known.get("rows", []) if known.get("test_images") == len(test) else [],
     }
     done = {(row["sparsity"], row["form"]) for row in document["rows"]}
-    with tempfile.TemporaryDirectory() as folder:
-        template = Path(folder) / "template.onnx"
+    template = arguments.work / "template.onnx"
+    if not template.exists():
         export(network(arguments.data), (torch.zeros(1, 3, 32, 32),), template, input_names=["input"])
-        for sparsity in arguments.sparsities:
-            dense = Path(folder) / "dense.onnx"
+    calibration = train[BN_IMAGES : BN_IMAGES + CALIBRATION_IMAGES]
+    for sparsity in arguments.sparsities:
+        dense = arguments.work / f"dense-{sparsity:g}.onnx"
+        if not dense.exists():
             prepare(arguments.data, template, dense, sparsity, train[:BN_IMAGES])
-            calibration = train[BN_IMAGES : BN_IMAGES + CALIBRATION_IMAGES]
-            for form in [form for form in arguments.forms if (sparsity, form) not in done]:
-                row = measure(dense, form, calibration, test, labels)
-                document["rows"].append({"sparsity": sparsity, "form": form, **row})
-                print(document["rows"][-1], flush=True)
-                arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for form in [form for form in arguments.forms if (sparsity, form) not in done]:
+            row = measure(dense, form, calibration, test, labels)
+            document["rows"].append({"sparsity": sparsity, "form": form, **row})
+            document["rows"].sort(key=lambda row: (row["sparsity"], FORMS.index(row["form"])))
+            print(sparsity, form, row, flush=True)
+            arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def cached(work: Path, archive: Path, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `read` gives, kept in `work`."""
+    path = work / f"{archive.name.split('.')[0]}-{per_class}.npz"
+    if not path.exists():
+        images, classes = read(archive, per_class)
+        np.savez(path, images=images, classes=classes)
+    with np.load(path) as kept:
+        return kept["images"], kept["classes"]
 
 
 def read(archive: Path, per_class: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,26 +177,31 @@ def folded(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def measure(dense: Path, form: str, calibration: np.ndarray, test: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    from exporters.variants import write_variant
-
     feeds = [{"input": piece} for piece in np.split(calibration, len(calibration) // 16)]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "form.onnx"
         begin = time.perf_counter()
-        found = write_variant(dense, target, form, feeds=feeds)
+        row = write(dense, target, form, feeds)
         seconds = time.perf_counter() - begin
         runner = session(target)
         tops = [runner.run(None, {"input": piece})[0].argmax(1) for piece in np.split(test, len(test) // BATCH)]
-        bits = sorted(found.allocation.bits.values()) if found.allocation else None
-        return {
-            "bytes": found.bytes,
-            "accuracy": 100 * float(np.mean(np.concatenate(tops) == labels)),
-            "calibration_rms_rel": found.comparison.rms_rel,
-            "ok": found.ok,
-            "bits": bits,
-            "weighted": found.allocation.weighted if found.allocation else None,
-            "write_seconds": round(seconds, 1),
-        }
+    right = int(np.sum(np.concatenate(tops) == labels))
+    return {"accuracy": round(100 * right / len(labels), 4), **row, "write_seconds": round(seconds, 1)}
+
+
+def write(dense: Path, target: Path, form: str, feeds: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The file in one form, and what it weighs."""
+    if form.endswith("-aware"):
+        pack(dense, target, tier=form.removesuffix("-aware"), importance=importance(dense, feeds))
+        error = compare(dense, target, feeds).rms_rel
+        return {"bytes": target.stat().st_size, "calibration_rms_rel": error, "bits": None}
+    found = write_variant(dense, target, form, feeds=feeds)
+    assert found.ok, found
+    return {
+        "bytes": found.bytes,
+        "calibration_rms_rel": found.comparison.rms_rel,
+        "bits": sorted(found.allocation.bits.values()) if found.allocation else None,
+    }
 
 
 if __name__ == "__main__":

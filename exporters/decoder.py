@@ -148,7 +148,10 @@ def emit_block(emitter: Emitter, block: Block) -> None:
     dtype = np.dtype(np.int32) if books else _number_type(block)
     flat = _emit_places(emitter, block, values, dtype)
     looked_up: Sequence[Array | None] = books or [None] * len(block.tensors)
-    steps = [_steps(emitter, tensor, dtype, book) for tensor, book in zip(block.tensors, looked_up, strict=True)]
+    scaled = _scaled_early(block)
+    steps = [
+        _steps(emitter, tensor, dtype, book, scaled) for tensor, book in zip(block.tensors, looked_up, strict=True)
+    ]
     names = ["" if own else tensor.name for tensor, own in zip(block.tensors, steps, strict=True)]
     pieces = emitter.split(flat, [tensor.restored.size for tensor in block.tensors], names)
     for tensor, own, piece in zip(block.tensors, steps, pieces, strict=True):
@@ -227,7 +230,36 @@ def _emit_places(emitter: Emitter, block: Block, values: str, dtype: Any) -> str
     if isinstance(index, RiceIndex) and index.k == 0:
         return _emit_by_mask(emitter, index, values, dtype)
     places = _emit_gaps(emitter, index) if isinstance(index, GapIndex) else _emit_rice(emitter, index)
+    if _scaled_early(block):
+        values = _emit_scaled_values(emitter, block.tensors[0], places, values)
     return emitter.op("ScatterElements", emitter.filled([block.size], 0, dtype), places, values)
+
+
+def _scaled_early(block: Block) -> bool:
+    """Whether channel scales meet the few stored values, not the whole tensor: one intermediate of its size less."""
+    return isinstance(block.index, GapIndex) and len(block.tensors) == 1 and block.tensors[0].scale is not None
+
+
+def _emit_scaled_values(emitter: Emitter, tensor: Quantized, places: str, values: str) -> str:
+    """`values` times the scale of the channel that each place lies in: (place div inner) mod channels."""
+    shape, scale = tensor.restored.shape, _emit_scale(emitter, tensor)
+    half = tensor.scale.half.shape if tensor.scale is not None else ()
+    axis = next((axis for axis, size in enumerate(half) if size > 1), None)
+    if axis is None:
+        return emitter.op("Mul", values, emitter.op("Reshape", scale, emitter.int64(1)))
+    inner = int(np.prod(shape[axis + 1 :], dtype=np.int64))
+    channel = emitter.op("Div", places, emitter.int32(inner)) if inner > 1 else places
+    channel = emitter.op("Mod", channel, emitter.int32(shape[axis])) if axis else channel
+    flat = emitter.op("Reshape", scale, emitter.int64(-1))
+    return emitter.op("Mul", values, emitter.op("Gather", flat, channel))
+
+
+def _emit_scale(emitter: Emitter, tensor: Quantized) -> str:
+    """The channel scales in float32, in the shape of `Scale.half`."""
+    if tensor.scale is None:
+        raise ValueError(f"{tensor.name} has no scale")
+    half = emitter.cast(emitter.constant(tensor.scale.half), np.float32)
+    return emitter.op("Mul", half, emitter.constant(np.array(tensor.scale.unit)))
 
 
 def _emit_by_mask(emitter: Emitter, index: RiceIndex, values: str, dtype: Any) -> str:
@@ -289,7 +321,7 @@ class _Step:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None) -> list[_Step]:
+def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None, scaled: bool) -> list[_Step]:
     """What makes a tensor of its flat piece: shape, look up or scale, and cast; nothing where the piece is it."""
     steps: list[_Step] = []
     if tensor.restored.ndim != 1:
@@ -298,10 +330,8 @@ def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None) 
     if book is not None:
         steps.append(_Step("Gather", before=(emitter.constant(book),)))
         last = np.dtype(np.float32)
-    if tensor.scale is not None:
-        half = emitter.cast(emitter.constant(tensor.scale.half), np.float32)
-        scale = emitter.op("Mul", half, emitter.constant(np.array(tensor.scale.unit)))
-        steps.append(_Step("Mul", after=(scale,)))
+    if tensor.scale is not None and not scaled:
+        steps.append(_Step("Mul", after=(_emit_scale(emitter, tensor),)))
     if last != tensor.restored.dtype:
         to = helper.np_dtype_to_tensor_dtype(tensor.restored.dtype)
         steps.append(_Step("Cast", attributes={"to": to}))

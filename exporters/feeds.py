@@ -78,6 +78,8 @@ class Comparison:
         same_top: share of rows of the first output whose largest entry is at the same place.
         identical: every bit of every output is equal.
         inputs: inputs compared.
+        finite: whether every output of the reference is free of NaN and infinity; where it is not, the two files agree
+            in where they are and in the finite rest (else the differences are infinite), which proves little.
     """
 
     max_rel: float
@@ -85,6 +87,7 @@ class Comparison:
     same_top: float
     identical: bool
     inputs: int
+    finite: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -114,6 +117,7 @@ def compare_answers(expected: Sequence[Sequence[Array]], got: Sequence[Sequence[
         same_top=float(np.mean(np.concatenate(tops))),
         identical=all(left.dtype == right.dtype and left.tobytes() == right.tobytes() for left, right in pairs),
         inputs=len(expected),
+        finite=all(np.isfinite(left).all() for left, _ in pairs if left.dtype.kind == "f"),
     )
 
 
@@ -125,8 +129,11 @@ def _rms(column: Sequence[tuple[Array, Array]]) -> float:
     """Relative root mean square difference of one output over all inputs."""
     if any(left.shape != right.shape for left, right in column):
         return float("inf")
-    gap = sum(float(((left.astype(np.float64) - right) ** 2).sum()) for left, right in column)
-    size = sum(float((left.astype(np.float64) ** 2).sum()) for left, _ in column)
+    if any(difference(left, right)[0] == float("inf") for left, right in column):
+        return float("inf")
+    known = [(left[np.isfinite(left)].astype(np.float64), right[np.isfinite(left)]) for left, right in column]
+    gap = sum(float(((left - right) ** 2).sum()) for left, right in known)
+    size = sum(float((left**2).sum()) for left, _ in known)
     return float(np.sqrt(gap / size)) if size else (0.0 if not gap else float("inf"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -46,6 +47,17 @@ def write(model: ModelProto, path: Path) -> tuple[Path, ...]:
     data.unlink(missing_ok=True)  # onnx would append to it
     onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
     return path, data
+
+
+def copy(source: Path, target: Path, model: ModelProto) -> tuple[Path, ...]:
+    """Copy a file that `read` gave `model` for; one with its weights elsewhere is written anew, so that none is lost.
+
+    Returns the files.
+    """
+    if source.stat().st_size >= weight_bytes(model):
+        shutil.copyfile(source, target)
+        return (target,)
+    return write(model, target)
 
 
 def check(path: Path) -> None:

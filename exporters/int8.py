@@ -118,8 +118,11 @@ def quantize_int8(
             raise BadOnnxFile(source, f"opset {version} has no per-channel quantisation (from {LEAST_OPSET} on)")
         _quantize(plain, quantised, feeds, method, reduce_range)
         size = sum(path.stat().st_size for path in quantised.parent.glob("qdq.onnx*"))
+        found = fusion(quantised)
+        if not found.int8:
+            raise BadOnnxFile(source, "none of its products can be computed in int8 (float16 networks: use float32)")
         packing = pack(quantised, target) if packed else _unpacked(quantised, target)
-    return Int8Result(method, reduce_range, len(feeds), fusion(target), packing, size)
+    return Int8Result(method, reduce_range, len(feeds), found if not packed else fusion(target), packing, size)
 
 
 def _unpacked(quantised: Path, target: Path) -> PackResult:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,8 +174,7 @@ def pack(
         graph_bytes = _rewrite(model, layout, tier)
         written = files.write(model, target)
     else:
-        shutil.copyfile(source, target)
-        written = (target,)
+        written = files.copy(source, target, files.read(source))
         notes.append("no tensor gets smaller by packing: the file is an unchanged copy")
     result = PackResult(
         tier=tier,
@@ -211,7 +209,7 @@ def unpack(source: Path, target: Path) -> tuple[str, ...]:
     model = files.read(source)
     arrays = evaluate_decoders(model, source)
     if not arrays:
-        shutil.copyfile(source, target)
+        files.copy(source, target, model)
         return ()
     replace_decoders(model, arrays)
     join_layers(model)

@@ -2,9 +2,9 @@
 
 ONNX Runtime keeps every intermediate of constant folding until all nodes are folded, and copies the inputs of the node
 at hand: for one tensor of N numbers, zeros (N), values at their places (N), the shaped tensor (N) and the copy (N). Cut
-into eight slabs, the layer needs one slab of zeros, the values, the shaped slabs and one slab of copies: 2.25 N. The
+into sixteen slabs, the layer needs one slab of zeros, the values, the shaped slabs and one slab of copies: 2.125 N. The
 slabs cannot be put together again by folding (that alone takes 3 N), so each is multiplied by itself and the outputs
-are joined: y = [x W_1, .., x W_8]. Every output is the same sum as before. `join_layers` is the way back.
+are joined: y = [x W_1, .., x W_16]. Every output is the same sum as before. `join_layers` is the way back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporters.proto import all_nodes, value_names
 
 Array = NDArray[Any]
 
-SLABS = 8
+SLABS = 16
 ROUND_TO = 16  # output channels of a slab: a multiple of every kernel's block
 MARK = "compress.slabs"  # metadata key
 
@@ -55,12 +55,13 @@ def split_layers(model: ModelProto, least: int, worth: Callable[[str, Array], bo
     graph = model.graph
     found: dict[str, Slab] = {}
     records: dict[str, Any] = {}
-    for layer in _layers(graph, least):
+    for name in [layer.weight.name for layer in _layers(graph, least)]:
+        layer = next(layer for layer in _layers(graph, least) if layer.weight.name == name)  # cutting moves the nodes
         array = numpy_helper.to_array(layer.weight)
-        if worth(layer.weight.name, array):
+        if worth(name, array):
             slabs, record = _cut(graph, layer, array)
             found.update(slabs)
-            records[layer.weight.name] = record
+            records[name] = record
     if records:
         mark = model.metadata_props.add()
         mark.key, mark.value = MARK, json.dumps(records)
@@ -90,7 +91,7 @@ def _layers(graph: GraphProto, least: int) -> list[_Layer]:
         has_bias = len(node.input) > 2 and bool(node.input[2])
         if axes is None or (has_bias and (bias is None or list(bias.dims) != [weight.dims[axes[0]]])):
             continue
-        if weight.dims[axes[0]] >= SLABS * ROUND_TO and weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        if weight.dims[axes[0]] >= 2 * ROUND_TO and weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
             layers.append(_Layer(node, weight, bias, *axes))
     return layers
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporters import files
 from exporters.allocation import Allocation, allocate, uniform_error
 from exporters.calibration import importance
 from exporters.feeds import Comparison, Feed, compare, random_feeds
@@ -122,10 +122,11 @@ def write_variant(
         feeds = random_feeds(dense, 4, batch=2) if weights in ("packed-cb", "int8") else []
     packing: PackResult | None = None
     int8: Int8Result | None = None
+    written: tuple[Path, ...] = (target,)
     chosen: Allocation | None = None
     notes: list[str] = []
     if weights == "dense":
-        shutil.copyfile(dense, target)
+        written = files.copy(dense, target, files.read(dense))
     elif weights == "int8":
         say("Calibrating int8")
         int8 = quantize_int8(dense, target, feeds, method=method, reduce_range=reduce_range)
@@ -140,6 +141,8 @@ def write_variant(
         say("Comparing with the dense file")
     inputs = held_out or feeds or random_feeds(dense, 3, batch=2, seed=1)
     found = compare(dense, target, inputs)
+    if not found.finite:
+        notes.append("outputs of the dense file are not finite (NaN or infinity): the comparison proves little")
     limit = tolerance(weights)
     rounded = not limit and not _same_numbers(found) and found.rms_rel <= ROUNDING and unpacks_to(target, dense)
     if rounded:
@@ -147,7 +150,8 @@ def write_variant(
             f"the runtime fuses the packed file in another order: its outputs differ by {found.rms_rel:.1e} of their "
             "size, although the weights are the same bit for bit"
         )
-    written = packing.files if packing else int8.packing.files if int8 else (target,)
+    if packing or int8:
+        written = packing.files if packing else int8.packing.files if int8 else written
     return Variant(
         weights=weights,
         files=written,

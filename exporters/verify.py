@@ -292,7 +292,7 @@ def _weakness(values: Sequence[Array]) -> str | None:
     if all(value.size == 0 for value in values):
         return "it is empty on every input"
     if not all(np.isfinite(value).all() for value in values if value.dtype.kind == "f"):
-        return "it is not finite"
+        return "it is not finite (NaN or infinity): only where these are, and the finite rest, was compared"
     if not any(np.any(value) for value in values):
         return "it is zero on every input"
     if all(_same(values[0], value) for value in values[1:]):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from compress_cli import options as o
 from compress_cli.commands.common import RunFlags, run_verb
+from compress_cli.commands.groups import CALL, DATA, FOLDER, GATES, MODEL, OUTPUT, TRAINING, takes
 
 EPILOG = """Examples:
 
@@ -11,11 +14,14 @@ compress prune resnet50.pth --sparsity 0.9
 
 compress prune net.th --arch nets.py:resnet56 --input-shape 3x32x32 --sparsity 0.8 --data cifar10 --epochs 0
 
+compress prune model.onnx --sparsity 0.9 --weights packed-cb4 -o small.onnx
+
 compress prune model.safetensors --sparsity 80% --ignore 'head*' --no-bench --json
 
 compress prune net.pt --method pagcp --task task.py --max-flops 60% --max-loss-rise seg=3%,depth=5%"""
 
 
+@takes(MODEL, DATA, TRAINING, GATES, OUTPUT, FOLDER, CALL)
 def prune(
     checkpoint: o.Checkpoint,
     method: o.Method = None,
@@ -31,52 +37,14 @@ def prune(
     min_channels: o.MinChannels = None,
     ignore: o.Ignore = None,
     only: o.Only = None,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    input_shape: o.InputShape = None,
-    input: o.InputOption = None,
-    trust_pickle: o.TrustPickle = None,
-    data: o.DataDir = None,
-    task: o.TaskFile = None,
-    calib: o.Calib = None,
-    calib_samples: o.CalibSamples = None,
-    preprocess: o.Preprocess = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    resize: o.Resize = None,
-    epochs: o.Epochs = None,
-    lr: o.LearningRate = None,
-    batch_size: o.BatchSize = None,
-    weight_decay: o.WeightDecay = None,
-    distill: o.Distill = None,
-    recipe: o.RecipeOption = None,
-    compile: o.CompileOption = None,
-    tensorboard: o.TensorBoard = None,
-    weights: o.WeightsOption = None,
-    safetensors: o.Safetensors = None,
     max_loss_rise: o.MaxLossRise = None,
-    max_params: o.MaxParams = None,
-    max_flops: o.MaxFlops = None,
-    max_size: o.MaxSize = None,
-    max_drop: o.MaxDrop = None,
-    max_latency: o.MaxLatency = None,
-    exit_zero: o.ExitZero = None,
-    output: o.Output = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
-    seed: o.Seed = None,
-    no_bench: o.NoBench = False,
-    no_export: o.NoExport = False,
-    resume: o.Resume = False,
-    overwrite: o.Overwrite = False,
-    config: o.ConfigFile = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    **shared: Any,
 ) -> int:
     """Zero the smallest weights of the whole network, exactly as many as asked.
 
     Then fine-tune when there is data, export to ONNX, check it against PyTorch, measure, and report.
     """
-    flags = dict(locals())
-    return run_verb("prune", RunFlags.split(flags))
+    flags = RunFlags.split(dict(locals()))
+    from compress_cli.onnx_pruning import is_onnx, prune_file
+
+    return prune_file(flags) if is_onnx(flags.checkpoint) else run_verb("prune", flags)

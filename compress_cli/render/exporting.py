@@ -55,8 +55,9 @@ def _size(document: Mapping[str, Any], prefix: str) -> str:
 def _packing(variant: Mapping[str, Any]) -> Iterator[str]:
     packing = variant["packing"] or (variant["int8"] or {}).get("packing")
     if packing and packing["tensors"]:
-        over = packing["bytes_after"] / packing["bound_bytes"] - 1
-        yield f"  entropy   {format_bytes(packing['bound_bytes'])}; the file is {over:.1%} above this bound"
+        bound = packing["bound_bytes"] + packing["graph_bytes"]
+        over = packing["bytes_after"] / max(bound, 1) - 1
+        yield f"  entropy   {format_bytes(bound)} with the graph; the file is {over:.1%} above this bound"
         state = {True: "unpacked once, while loading", False: "unpacked at every run", None: "not checked"}
         yield f"  decoder   {state[packing['folded']]}; {len(packing['tensors'])} tensors packed"
 

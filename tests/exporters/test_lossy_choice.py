@@ -129,3 +129,13 @@ def test_swapped_weights_are_what_a_rewritten_file_gives(
     assert f.compare_answers(f.answers(tmp_path / "other.onnx", net[1]), got).max_rel < 1e-5
     assert f.compare_answers(f.answers(net[0], net[1]), same).max_rel < 1e-5
     assert run(net[0])[0].shape == (3, 90)
+
+
+def test_outputs_that_are_not_finite() -> None:
+    left = [[np.array([3.0, np.nan, 4.0, np.inf], np.float32)]]
+    near = [[np.array([3.0, np.nan, 4.5, np.inf], np.float32)]]
+    elsewhere = [[np.array([np.nan, 3.0, 4.0, np.inf], np.float32)]]
+    assert f.compare_answers(left, left) == f.Comparison(0.0, 0.0, 1.0, True, 1, finite=False)
+    assert f.compare_answers(left, near).rms_rel == pytest.approx(0.1)
+    assert f.compare_answers(left, elsewhere).rms_rel == float("inf")
+    assert f.compare_answers([[left[0][0][:1]]], [[left[0][0][:1]]]).finite

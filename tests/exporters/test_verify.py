@@ -178,3 +178,18 @@ def test_session_is_single_threaded_on_the_cpu(net: tuple[Net, Path]) -> None:
     runner = session(net[1], threads=1, level="basic")
     assert runner.get_providers() == ["CPUExecutionProvider"]
     assert runner.get_session_options().intra_op_num_threads == 1
+
+
+class Roots(nn.Module):
+    """Square roots of numbers of both signs: NaN in PyTorch and in ONNX Runtime."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x)
+
+
+def test_nan_on_both_sides_is_reported(tmp_path: Path) -> None:
+    example = (torch.randn(2, 5),)
+    export(Roots(), example, tmp_path / "roots.onnx", input_names=["x"])
+    found = verify(Roots(), tmp_path / "roots.onnx", example, input_names=["x"])
+    assert found.ok
+    assert any("not finite (NaN or infinity)" in warning for warning in found.warnings)
