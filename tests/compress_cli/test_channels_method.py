@@ -98,7 +98,7 @@ def test_flags_reach_the_selection(files: Path) -> None:
     ("flags", "words"),
     [
         ([], "--max-flops 50%"),
-        (["--max-size", "50%"], "checked on the result"),
+        (["--max-size", "50%"], "needs the ONNX file"),
         (["--max-flops", "50%", "--sparsity", "0.5"], "magnitude pruning"),
         (["--max-flops", "50%", "--score", "erk"], "erk"),
         (["--max-flops", "50%", "--score", "taylor"], "--calib"),
