@@ -214,7 +214,8 @@ def main() -> None:
         options.batch_size or (50 if options.small else 128),
         options.seed,
     )
-    table = Table(options.results, options.small, form)
+    runs.mkdir(parents=True, exist_ok=True)
+    table = Table(options.results, options.small, form, runs)
     deadline = time.time() + 60 * options.limit
 
     def carry_out(row: Row) -> None:
@@ -223,12 +224,13 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.parallel) as pool:
         list(pool.map(carry_out, [row for row in rows if row.name not in table.done]))
+    table.publish()
 
 
 class Table:
-    """The results file: whole after every row."""
+    """The rows done: on disk in the runs' folder after each one, and where the results are when a call ends."""
 
-    def __init__(self, path: Path | None, small: bool, form: Form) -> None:
+    def __init__(self, path: Path | None, small: bool, form: Form, runs: Path) -> None:
         import dataclasses
 
         import torch
@@ -242,9 +244,10 @@ class Table:
         self.machine = describe()
         self.rows: list[dict[str, Any]] = []
         self._lock = threading.Lock()
-        if self.path.exists():
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            if found.get("form") == self.form:
+        self._progress = runs / self.path.name
+        for known in (self.path, self._progress):
+            found = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+            if found.get("form") == self.form and len(found["rows"]) > len(self.rows):
                 self.rows = found["rows"]
 
     @property
@@ -258,12 +261,20 @@ class Table:
             return
         with self._lock:
             self.rows = [item for item in self.rows if item["row"] != record["row"]] + [record]
-            document = {"device": self.device, "form": self.form, "machine": self.machine, "rows": self.rows}
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
+            self._write(self._progress)
             sys.stdout.write(f"{record['row']}: {record.get('scores', record.get('error'))}\n")
             sys.stdout.flush()
+
+    def publish(self) -> None:
+        """Write the results, if there are any."""
+        if self.rows:
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        document = {"device": self.device, "form": self.form, "machine": self.machine, "rows": self.rows}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,7 @@ def example() -> str:
 def sections() -> Iterator[str]:
     """Every section whose results exist."""
     for name, section in SECTIONS.items():
-        path = RESULTS / name
-        if path.exists():
+        for path in sorted(RESULTS.glob(name)):
             yield from section(json.loads(path.read_text(encoding="utf-8")))
             yield ""
 
@@ -219,10 +218,41 @@ def sweep_caches(document: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def finetuning(document: dict[str, Any]) -> Iterator[str]:
+    """Accuracy after training, one row a run, by device."""
+    form, rows = document["form"], [row for row in document["rows"] if "error" not in row]
+    small = form["train_images"] < 50_000
+    title = "**Fine-tuning**" + (" in small: every kind of run works, this is not what it can reach" if small else "")
+    script = f"`benchmarks/finetune_table.py{' --small' if small else ''}`"
+    yield (
+        f"{title}. {form['epochs']} epochs on {form['train_images']:,} CIFAR-10 training images, top-1 of the last epoch "
+        f"on {form['test_images']:,} test images, seed {form['seed']}, {document['device']} ({script})."
+    )
+    yield ""
+    cells = [
+        [
+            f"{row['net']}, {row['kind']}, {row['budget']}",
+            row["mode"],
+            f"{row['scores']['original']:.2f}",
+            _before_training(row["scores"]),
+            f"{row['scores']['final']:.2f}",
+        ]
+        for row in rows
+    ]
+    yield from table(["", "mode", "dense", "before training", "after"], cells)
+
+
+def _before_training(scores: dict[str, float]) -> str:
+    """The last score before training; none where the zeros come while training."""
+    found = scores.get("recalibrated", scores.get("pruned"))
+    return "-" if found is None else f"{found:.2f}"
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "oneshot.json": oneshot,
     "selection.json": selection,
     "packing_tiers.json": packing,
+    "finetune-*.json": finetuning,
     "int8_speed.json": int8,
     "recovery.json": recovery,
     "decompose_latency.json": decompose_latency,

@@ -38,7 +38,6 @@ def test_data(): return Subset(demo.test_data(), range(61))
 """
 COMMON = ["original.pt", "--arch", "net.py:own", "--input-shape", "1x8x8", "--task", "task.py", "--no-export", "-q"]
 VERBS: dict[str, list[str]] = {
-    "magnitude": ["prune", "--sparsity", "0.8", "--epochs", "0"],
     "channels": ["prune", "--method", "channels", "--max-flops", "70%", "--epochs", "1"],
     "factors": ["decompose", "--max-params", "60%", "--epochs", "0"],
 }
