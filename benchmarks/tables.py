@@ -225,8 +225,8 @@ def finetuning(document: dict[str, Any]) -> Iterator[str]:
     title = "**Fine-tuning**" + (" in small: every kind of run works, this is not what it can reach" if small else "")
     script = f"`benchmarks/finetune_table.py{' --small' if small else ''}`"
     yield (
-        f"{title}. {form['epochs']} epochs on {form['train_images']:,} CIFAR-10 training images, top-1 of the last epoch "
-        f"on {form['test_images']:,} test images, seed {form['seed']}, {document['device']} ({script})."
+        f"{title}. {form['epochs']} epochs on {form['train_images']:,} CIFAR-10 training images, top-1 of the last "
+        f"epoch on {form['test_images']:,} test images, seed {form['seed']}, {document['device']} ({script})."
     )
     yield ""
     cells = [
