@@ -87,18 +87,25 @@ def main() -> None:
         key = f"{quantity} {share:.0%} | {name}"
         if time.monotonic() > end or not any(fnmatchcase(f"resnet{net} | {key}", glob) for glob in arguments.only):
             continue
-        recorded = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-        rows: dict[str, Any] = recorded.setdefault(f"resnet{net}", {})
+        rows = stored(arguments.results).get(f"resnet{net}", {})
         last = rows.get(f"{key}, recovered" if arguments.recover else key, {})
         if {**last, **setting} == last and not arguments.again:
             continue
+        fresh: dict[str, Any] = {}
         if rows.get("dense", {}).get("test_images") != len(images.labels):
-            rows["dense"] = {"top1": accuracy(models[net], images), **setting}
-            print(f"resnet{net} dense", rows["dense"], flush=True)
+            fresh["dense"] = {"top1": accuracy(models[net], images), **setting}
         for suffix, row in tried(models[net], METHODS[name], (quantity, share), images, arguments.recover).items():
-            rows[key + suffix] = {**row, **setting}
-            print(f"resnet{net} {key}{suffix}", json.dumps(row), flush=True)
+            fresh[key + suffix] = {**row, **setting}
+        for text, row in fresh.items():
+            print(f"resnet{net} {text}", json.dumps(row), flush=True)
+        recorded = stored(arguments.results)  # again: another process may have written since
+        recorded.setdefault(f"resnet{net}", {}).update(fresh)
         arguments.results.write_text(json.dumps(recorded, indent=1) + "\n")
+
+
+def stored(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def wanted(depths: Sequence[int]) -> list[tuple[int, Quantity, float, str]]:

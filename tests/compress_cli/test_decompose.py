@@ -216,17 +216,20 @@ def test_curves_in_numbers() -> None:
     assert '<polyline points="40.0' in picture({"conv": curve}, "score")
 
 
-def test_linear_layers_are_sliced_where_bytes_count(files: Path) -> None:
+@pytest.mark.parametrize("how", ["asked for", "large ones"])
+def test_linear_layers_are_sliced(files: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     words = ("--max-params", "30%", "--only", "fc", "--only", "conv2", "--no-export")
-    assert decompose(*words, "--no-linear-groups", "-o", "whole") == 0
-    whole = json.loads(Path("whole/plan.json").read_text())
-    assert {layer["name"]: layer["groups"] for layer in whole["layers"]}.get("fc", 1) == 1
-    assert decompose(*words, "-o", "run") == 0
-    plan = json.loads(Path("run/plan.json").read_text())
-    forms = {layer["name"]: layer["groups"] for layer in plan["layers"]}
-    assert forms["fc"] > 1
-    scores = [max(layer["score"] for layer in found["layers"]) for found in (plan, whole)]
-    assert scores[0] < scores[1]
+    assert decompose(*words, "-o", "whole") == 0
+    if how == "large ones":
+        monkeypatch.setattr("compress_cli.methods.alds.LARGE_SHARE", 24 * 12 / PARAMS)
+        assert decompose(*words, "-o", "run") == 0
+    else:
+        assert decompose(*words, "--linear-groups", "-o", "run") == 0
+    whole, plan = (json.loads(Path(folder, "plan.json").read_text()) for folder in ("whole", "run"))
+    groups = [{layer["name"]: layer["groups"] for layer in found["layers"]} for found in (whole, plan)]
+    assert groups[0].get("fc", 1) == 1 < groups[1]["fc"]
+    scores = [max(layer["score"] for layer in found["layers"]) for found in (whole, plan)]
+    assert scores[1] < scores[0]
     model = compress_cli.load("run/model.pt")
     assert [type(part).__name__ for part in model.fc] == ["Unflatten", "Conv1d", "Flatten", "Linear"]
 
