@@ -151,6 +151,26 @@ def recovery(document: dict[str, Any]) -> Iterator[str]:
     yield from table(["network", "compressed by", "images", "top-1"], cells)
 
 
+def decompose_accuracy(document: dict[str, Any]) -> Iterator[str]:
+    """Decompositions without training, with and without the refit; rows on all test images only."""
+    yield (
+        "**Low rank without training**: top-1 on the 10,000 CIFAR-10 test images, and after the closed-form refit from "
+        "300 unlabelled training images (`benchmarks/decompose_accuracy.py`). `alds` is the default."
+    )
+    yield ""
+    cells = []
+    for network, rows in sorted(document.items()):
+        for name, row in sorted(rows.items()):
+            refitted = rows.get(f"{name}, recovered", {})
+            if "max_score" not in row or not row["test_images"] == refitted.get("test_images") == 10_000:
+                continue
+            budget, method = name.split(" | ")
+            shares = [f"{row['params_share']:.1%}", f"{row['macs_share']:.1%}"]
+            figures = [f"{found['top1']:.2f}" for found in (row, refitted)]
+            cells.append([f"{network} ({rows['dense']['top1']:.2f}), {budget}", method, *shares, *figures])
+    yield from table(["network, budget", "method", "parameters", "MACs", "top-1", "refitted"], cells)
+
+
 def decompose_latency(document: dict[str, Any]) -> Iterator[str]:
     """MACs of a decomposition beside its measured time."""
     yield (
@@ -255,6 +275,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "finetune-*.json": finetuning,
     "int8_speed.json": int8,
     "recovery.json": recovery,
+    "decompose_accuracy.json": decompose_accuracy,
     "decompose_latency.json": decompose_latency,
     "sweep_caches.json": sweep_caches,
     "torchvision_corpus.json": corpus,
