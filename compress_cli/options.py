@@ -140,14 +140,14 @@ Calib = Annotated[
     str | None,
     option(
         "--calib",
-        help="Images for batch-norm re-estimation when there is no --data.",
+        help="Folder of unlabelled images: recovery by least squares, choices and checks that need images.",
         panel=DATA,
         metavar="DIR",
     ),
 ]
 CalibSamples = Annotated[
     int | None,
-    option("--calib-samples", help="Training images for batch-norm re-estimation. Default 1024.", panel=DATA),
+    option("--calib-samples", help="Images of --calib or the training data that are used. Default 1024.", panel=DATA),
 ]
 Preprocess = Annotated[
     str | None,
