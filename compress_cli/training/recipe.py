@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Curve = Literal["linear", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DEFAULT_EPOCHS = 10
+_SAID_OTHERWISE = {"epochs", "lr", "batch_size", "optimizer", "curve", "weight_decay", "reasons"} | {
+    "seed", "checkpoint_minutes", "checkpoint_steps"
+}  # fmt: skip
+"""What `Recipe.words` need not list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Recipe:
         randaugment: torchvision's RandAugment on training images.
         precision: of products; `auto` is float32 on a CPU, on a GPU the 16-bit type that it has units for.
         checkpoint_minutes: time between saved states inside an epoch (one is saved after each epoch anyway).
+        checkpoint_steps: the same in steps; 0: by time alone.
         reasons: why the defaults are what they are, for the report.
     """
 
@@ -61,6 +66,7 @@ class Recipe:
     randaugment: bool = False
     precision: Precision = "auto"
     checkpoint_minutes: float = 5.0
+    checkpoint_steps: int = 0
     seed: int = 0
     reasons: tuple[str, ...] = ()
 
@@ -80,10 +86,8 @@ class Recipe:
             f"weight decay {self.weight_decay:g}",
         ]
         usual = Recipe(self.epochs, self.lr)
-        shown = {item.name for item in dataclasses.fields(self)} - {
-            "epochs", "lr", "batch_size", "optimizer", "curve", "weight_decay", "reasons", "seed", "checkpoint_minutes"
-        }  # fmt: skip
-        changed = [name for name in usual.to_dict() if name in shown and getattr(self, name) != getattr(usual, name)]
+        names = [item.name for item in dataclasses.fields(self) if item.name not in _SAID_OTHERWISE]
+        changed = [name for name in names if getattr(self, name) != getattr(usual, name)]
         return ", ".join(parts + [f"{name} {_short(getattr(self, name))}" for name in changed])
 
     def rate_at(self, step: int, steps: int) -> float:

@@ -157,6 +157,7 @@ class Trainer:
         batches = self.split.batches(pieces, device=self.quality.device, epoch=epoch, seed=self.recipe.seed)
         self.module.train()
         begin = saved = time.perf_counter()
+        saved_step = self.progress.step
         while self.progress.step < (epoch + 1) * self.steps_per_epoch:
             self._step(batches)
             now = time.perf_counter()
@@ -168,10 +169,12 @@ class Trainer:
                 continue
             self._show(bar)
             stop = distributed.any_true(pending.asked, self.quality.device)
-            if stop or now - saved > 60 * self.recipe.checkpoint_minutes:
+            often = 0 < self.recipe.checkpoint_steps <= self.progress.step - saved_step
+            if stop or often or now - saved > 60 * self.recipe.checkpoint_minutes:
                 self._check_finite()
                 self.save()
                 saved = begin = time.perf_counter()
+                saved_step = self.progress.step
             if stop:
                 raise KeyboardInterrupt
         self._close_epoch(epoch, bar)

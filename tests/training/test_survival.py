@@ -221,6 +221,23 @@ def test_an_image_file_that_is_removed_between_epochs(
     assert [row["epoch"] for row in tune(resume=True)["history"]] == [1, 2]
 
 
+def test_states_are_saved_every_so_many_steps(
+    open_run: Callable[..., Any], network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    original = Trainer.save
+
+    def noted(self: Trainer) -> None:
+        saved.append(self.progress.step)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "save", noted)
+    recipe = Recipe(epochs=2, lr=0.01, batch_size=16, checkpoint_steps=2)
+    with open_run(images=80) as (session, quality):
+        finetune(network, quality, session=session, recipe=recipe)
+    assert saved == [2, 4, 5, 7, 9, 10]  # five steps an epoch; the end of each is saved too
+
+
 def test_a_damaged_state_is_refused(open_run: Callable[..., Any], network: nn.Module, tmp_path: Path) -> None:
     with open_run() as (session, quality):
         finetune(network, quality, session=session, recipe=RECIPE)
