@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -151,6 +152,7 @@ def run_row(row: Row, data: Path, checkpoints: Path, runs: Path, form: Form, dea
     }
     if "error" in document or not document:
         return {**record, "error": document.get("error", {"message": "no output"})}
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # small enough to travel between machines
     return {**record, **_facts(document)}
 
 
