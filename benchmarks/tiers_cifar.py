@@ -2,7 +2,7 @@
 
 Global magnitude pruning at each sparsity, batch-norm statistics estimated anew on 1,024 training images, no
 fine-tuning. Every form is evaluated by ONNX Runtime on the same test images (the first N of each class by name), so the
-comparison is paired. Bits per layer, activation-aware codebooks ("-aware") and int8 ranges come from 128 other training
+comparison is paired. Bits per layer, codebooks (but for "-plain") and int8 ranges come from 128 other training
 images. Rows that the output file has already for as many images are kept, so a run that was stopped goes on; images are
 decoded once into --work.
 
@@ -29,7 +29,6 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import nn
 
-from exporters.calibration import importance
 from exporters.feeds import compare
 from exporters.onnx_export import export
 from exporters.packing import pack
@@ -47,7 +46,7 @@ FORMS = (
     "packed-q4",
     "packed-cb5",
     "packed-cb4",
-    "packed-cb4-aware",
+    "packed-cb4-plain",
     "packed-cb3",
     "packed-cb",
     "int8",
@@ -191,8 +190,8 @@ def measure(dense: Path, form: str, calibration: np.ndarray, test: np.ndarray, l
 
 def write(dense: Path, target: Path, form: str, feeds: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """The file in one form, and what it weighs."""
-    if form.endswith("-aware"):
-        pack(dense, target, tier=form.removesuffix("-aware"), importance=importance(dense, feeds))
+    if form.endswith("-plain"):
+        pack(dense, target, tier=form.removesuffix("-plain"))
         error = compare(dense, target, feeds).rms_rel
         return {"bytes": target.stat().st_size, "calibration_rms_rel": error, "bits": None}
     found = write_variant(dense, target, form, feeds=feeds)

@@ -147,11 +147,10 @@ def emit_block(emitter: Emitter, block: Block) -> None:
     values, books = _emit_values(emitter, block)
     dtype = np.dtype(np.int32) if books else _number_type(block)
     flat = _emit_places(emitter, block, values, dtype)
+    if dtype == np.int8 and block.tensors[0].scale is not None and len(block.tensors) > 1:
+        flat, dtype = emitter.cast(flat, np.float32), np.dtype(np.float32)  # once for all
     looked_up: Sequence[Array | None] = books or [None] * len(block.tensors)
-    scaled = _scaled_early(block)
-    steps = [
-        _steps(emitter, tensor, dtype, book, scaled) for tensor, book in zip(block.tensors, looked_up, strict=True)
-    ]
+    steps = [_steps(emitter, tensor, dtype, book) for tensor, book in zip(block.tensors, looked_up, strict=True)]
     names = ["" if own else tensor.name for tensor, own in zip(block.tensors, steps, strict=True)]
     pieces = emitter.split(flat, [tensor.restored.size for tensor in block.tensors], names)
     for tensor, own, piece in zip(block.tensors, steps, pieces, strict=True):
@@ -160,9 +159,11 @@ def emit_block(emitter: Emitter, block: Block) -> None:
 
 
 def _number_type(block: Block) -> np.dtype[Any]:
-    """What the values are before they are scaled and cast: float32 but for numbers stored as they are."""
+    """What is put to its places: unchanged numbers, int8 before they are scaled (a quarter of the memory), float32."""
     first = block.tensors[0]
-    return first.restored.dtype if first.code == "native" else np.dtype(np.float32)
+    if first.code == "native":
+        return first.restored.dtype
+    return np.dtype(np.float32 if first.scale is None else np.int8)
 
 
 def emit_zero(emitter: Emitter, tensor: Quantized) -> None:
@@ -179,7 +180,9 @@ def _emit_values(emitter: Emitter, block: Block) -> tuple[str, list[Array]]:
     for _, run in groupby(block.tensors, key=lambda tensor: tensor.code):
         tensors = tuple(run)
         symbols = stored_symbols(tensors, block.index)
-        if tensors[0].centres is not None:
+        if tensors[0].centres is not None and isinstance(block.index, GapIndex) and tensors[0].bits in (1, 2, 4):
+            parts.append(_emit_by_byte(emitter, tensors[0].centres, symbols, tensors[0].bits))
+        elif tensors[0].centres is not None:
             codes = emitter.codes(split_planes(symbols, tensors[0].bits), tensors[0].bits, len(symbols))
             parts.append(codes if several else emitter.op("Gather", emitter.constant(tensors[0].centres), codes))
         else:
@@ -194,6 +197,16 @@ def _emit_values(emitter: Emitter, block: Block) -> tuple[str, list[Array]]:
     return emitter.op("Add", values, emitter.int32(1)), books
 
 
+def _emit_by_byte(emitter: Emitter, centres: Array, symbols: Array, bits: int) -> str:
+    """Codes of a huge tensor: a table of what each byte stands for, instead of codes as numbers of 32 bits."""
+    shifts = np.arange(8 // bits) * bits
+    table = centres[(np.arange(256)[:, None] >> shifts) & (2**bits - 1)]  # (256, codes of a byte)
+    data = split_planes(symbols, bits)[0]
+    numbers = emitter.op("Gather", emitter.constant(table), emitter.cast(emitter.constant(data), np.int32))
+    flat = emitter.op("Reshape", numbers, emitter.int64(-1))
+    return flat if len(symbols) == len(data) * (8 // bits) else emitter.cut(flat, 0, len(symbols))
+
+
 def _emit_ranked(emitter: Emitter, block: Block, k: int) -> tuple[str, list[Array]]:
     """The same for Rice-coded ranks: t = ((rank >> k) + 1) 2^k + (rank mod 2^k) is looked up in a padded table.
 
@@ -203,10 +216,7 @@ def _emit_ranked(emitter: Emitter, block: Block, k: int) -> tuple[str, list[Arra
     places = _emit_scaled(emitter, ranked.stream)
     if len(ranked.tables) > 1:
         return (emitter.op("Sub", places, emitter.int32(2**k - 1)) if k else places), list(ranked.tables)
-    number = emitter.op("Gather", emitter.constant(ranked.tables[0]), places)
-    if ranked.tables[0].dtype == _number_type(block):
-        return number, []
-    return emitter.cast(number, _number_type(block)), []
+    return emitter.op("Gather", emitter.constant(ranked.tables[0]), places), []
 
 
 def _emit_numbers(emitter: Emitter, code: str, symbols: Array) -> str:
@@ -216,10 +226,10 @@ def _emit_numbers(emitter: Emitter, code: str, symbols: Array) -> str:
         return emitter.cast(emitter.constant(symbols), np.float32)
     bits = int(code[1:])
     if bits == 8:
-        return emitter.cast(emitter.constant(symbols.astype(np.int8)), np.float32)
+        return emitter.constant(symbols.astype(np.int8))
     largest = 2 ** (bits - 1) - 1
     codes = emitter.codes(split_planes(symbols + largest, bits), bits, len(symbols))
-    return emitter.cast(emitter.op("Sub", codes, emitter.int32(largest)), np.float32)
+    return emitter.cast(emitter.op("Sub", codes, emitter.int32(largest)), np.int8)
 
 
 def _emit_places(emitter: Emitter, block: Block, values: str, dtype: Any) -> str:
@@ -230,28 +240,7 @@ def _emit_places(emitter: Emitter, block: Block, values: str, dtype: Any) -> str
     if isinstance(index, RiceIndex) and index.k == 0:
         return _emit_by_mask(emitter, index, values, dtype)
     places = _emit_gaps(emitter, index) if isinstance(index, GapIndex) else _emit_rice(emitter, index)
-    if _scaled_early(block):
-        values = _emit_scaled_values(emitter, block.tensors[0], places, values)
     return emitter.op("ScatterElements", emitter.filled([block.size], 0, dtype), places, values)
-
-
-def _scaled_early(block: Block) -> bool:
-    """Whether channel scales meet the few stored values, not the whole tensor: one intermediate of its size less."""
-    return isinstance(block.index, GapIndex) and len(block.tensors) == 1 and block.tensors[0].scale is not None
-
-
-def _emit_scaled_values(emitter: Emitter, tensor: Quantized, places: str, values: str) -> str:
-    """`values` times the scale of the channel that each place lies in: (place div inner) mod channels."""
-    shape, scale = tensor.restored.shape, _emit_scale(emitter, tensor)
-    half = tensor.scale.half.shape if tensor.scale is not None else ()
-    axis = next((axis for axis, size in enumerate(half) if size > 1), None)
-    if axis is None:
-        return emitter.op("Mul", values, emitter.op("Reshape", scale, emitter.int64(1)))
-    inner = int(np.prod(shape[axis + 1 :], dtype=np.int64))
-    channel = emitter.op("Div", places, emitter.int32(inner)) if inner > 1 else places
-    channel = emitter.op("Mod", channel, emitter.int32(shape[axis])) if axis else channel
-    flat = emitter.op("Reshape", scale, emitter.int64(-1))
-    return emitter.op("Mul", values, emitter.op("Gather", flat, channel))
 
 
 def _emit_scale(emitter: Emitter, tensor: Quantized) -> str:
@@ -321,7 +310,7 @@ class _Step:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None, scaled: bool) -> list[_Step]:
+def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None) -> list[_Step]:
     """What makes a tensor of its flat piece: shape, look up or scale, and cast; nothing where the piece is it."""
     steps: list[_Step] = []
     if tensor.restored.ndim != 1:
@@ -330,7 +319,10 @@ def _steps(emitter: Emitter, tensor: Quantized, dtype: Any, book: Array | None, 
     if book is not None:
         steps.append(_Step("Gather", before=(emitter.constant(book),)))
         last = np.dtype(np.float32)
-    if tensor.scale is not None and not scaled:
+    if tensor.scale is not None:
+        if last != np.float32:
+            steps.append(_Step("Cast", attributes={"to": helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))}))
+            last = np.dtype(np.float32)
         steps.append(_Step("Mul", after=(_emit_scale(emitter, tensor),)))
     if last != tensor.restored.dtype:
         to = helper.np_dtype_to_tensor_dtype(tensor.restored.dtype)

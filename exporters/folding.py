@@ -19,8 +19,8 @@ from exporters.proto import all_nodes, subgraphs
 
 Array = NDArray[Any]
 
-DECODER_OPS = {"Add", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Gather"}
-DECODER_OPS |= {"Identity", "Mod", "Mul", "Reshape", "ScatterElements", "Slice", "Split", "Sub"}
+DECODER_OPS = {"Add", "Cast", "Concat", "ConstantOfShape", "CumSum", "Gather"}
+DECODER_OPS |= {"Identity", "Mul", "Reshape", "ScatterElements", "Slice", "Split", "Sub"}
 
 
 def decoder_nodes(graph: GraphProto) -> list[NodeProto]:

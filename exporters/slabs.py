@@ -2,9 +2,9 @@
 
 ONNX Runtime keeps every intermediate of constant folding until all nodes are folded, and copies the inputs of the node
 at hand: for one tensor of N numbers, zeros (N), values at their places (N), the shaped tensor (N) and the copy (N). Cut
-into sixteen slabs, the layer needs one slab of zeros, the values, the shaped slabs and one slab of copies: 2.125 N. The
+into twelve slabs, the layer needs one slab of zeros, the values, the shaped slabs and one slab of copies: 2.17 N. The
 slabs cannot be put together again by folding (that alone takes 3 N), so each is multiplied by itself and the outputs
-are joined: y = [x W_1, .., x W_16]. Every output is the same sum as before. `join_layers` is the way back.
+are joined: y = [x W_1, .., x W_12]. Every output is the same sum as before. `join_layers` is the way back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from exporters.proto import all_nodes, value_names
 
 Array = NDArray[Any]
 
-SLABS = 16
+SLAB_BYTES = 34_000_000  # above 32 MiB, the largest block that glibc keeps for itself when it is freed
+MOST_SLABS, LEAST_SLABS = 16, 4
 ROUND_TO = 16  # output channels of a slab: a multiple of every kernel's block
 MARK = "compress.slabs"  # metadata key
 
@@ -110,7 +111,8 @@ def _axes(node: NodeProto, rank: int) -> tuple[int, int] | None:
 
 def _cut(graph: GraphProto, layer: _Layer, array: Array) -> tuple[dict[str, Slab], dict[str, Any]]:
     rows = array.shape[layer.axis]
-    step = -(-rows // (SLABS * ROUND_TO)) * ROUND_TO
+    count = min(MOST_SLABS, max(LEAST_SLABS, array.nbytes // SLAB_BYTES))
+    step = -(-rows // (count * ROUND_TO)) * ROUND_TO
     parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
     taken = value_names(graph)
     names = _fresh(layer.weight.name, len(parts), taken)
@@ -194,4 +196,4 @@ def _drop_unused(graph: GraphProto, names: list[str]) -> None:
         graph.initializer.remove(tensor)
 
 
-__all__ = ["MARK", "SLABS", "Slab", "join_layers", "split_layers"]
+__all__ = ["MARK", "Slab", "join_layers", "split_layers"]

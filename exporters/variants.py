@@ -104,7 +104,9 @@ def write_variant(
         dense: a plain ONNX file.
         target: the file to write; not `dense`.
         weights: one of `WEIGHTS`.
-        feeds: calibration inputs for `packed-cb` and `int8`; None: seeded random ones.
+        feeds: calibration inputs for codebooks and `int8`; None: seeded random ones for `packed-cb` and `int8`, and
+            codebooks of the other tiers fitted to the weights alone. (Fitted to what the inputs make matter, 4-bit
+            codebooks keep a ResNet-56 with 50 % zeros within its own accuracy: `benchmarks/results/tiers_cifar.json`.)
         held_out: inputs to compare on; None: `feeds`, or other random ones.
         max_error: relative output error that `packed-cb` may have; None: that of four bits everywhere.
         method: calibration of `int8`.
@@ -136,7 +138,8 @@ def write_variant(
         chosen, matters = choose_bits(dense, feeds, max_error)
         packing = pack(dense, target, tier="packed-cb8", codes=chosen.codes, importance=matters)
     else:
-        packing = pack(dense, target, tier=weights)
+        aware = weights.startswith("packed-cb") and not synthetic
+        packing = pack(dense, target, tier=weights, importance=importance(dense, feeds) if aware else None)
     if weights != "dense":
         say("Comparing with the dense file")
     inputs = held_out or feeds or random_feeds(dense, 3, batch=2, seed=1)

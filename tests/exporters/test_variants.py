@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from exporters.feeds import random_feeds
 from exporters.packing import TIERS, pack
 from exporters.variants import WEIGHTS, tolerance, write_variant
-from tests.exporters.onnx_nets import convnet, save
+from tests.exporters.onnx_nets import convnet, make, save, sparse
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,15 @@ def test_rounding_of_another_fusion_is_no_other_weight(
     onnx.save(model, other)
     monkeypatch.setattr(variants, "pack", lambda _, target, **options: pack(other, target, **options))
     assert not write_variant(dense, tmp_path / "w.onnx", "packed").ok
+
+
+def test_codebooks_follow_the_calibration_inputs(tmp_path: Path) -> None:
+    """Half the inputs are thirty times louder: the centres move to the weights that multiply them."""
+    weights = sparse((64, 48), 1.0) * np.where(np.arange(64) < 32, 0.2, 1).astype(np.float32)[:, None]
+    net = make([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weights}, [("x", ["N", 64])], [("y", ["N", 48])])
+    source, loud = save(net, tmp_path / "net.onnx"), np.where(np.arange(64) < 32, 30, 1).astype(np.float32)
+    feeds = [{"x": feed["x"] * loud} for feed in random_feeds(source, 4, batch=16)]
+    aware = write_variant(source, tmp_path / "a.onnx", "packed-cb3", feeds=feeds)
+    plain = write_variant(source, tmp_path / "b.onnx", "packed-cb3", held_out=feeds)
+    assert not aware.synthetic
+    assert aware.comparison.rms_rel < 0.8 * plain.comparison.rms_rel
