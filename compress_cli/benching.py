@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class BenchOptions:
 
     threads: int = 1
     batch: int = 1
+    batches: tuple[int, ...] = ()  # a sweep: every target with each of these instead of `batch`
     budget_s: float = 6.0
     iterations: int = 50
     timeout_s: float = 600.0
@@ -66,11 +67,16 @@ def bench(models: Sequence[Path], targets: Sequence[Target], options: BenchOptio
     Raises:
         UsageError, InputError: a model cannot be read, or every target failed.
     """
-    costs = [_cost(path, options.batch) for path in models]
-    reports = []
-    for target in targets:
-        out.info(f"{target.text}: {target.label}")
-        reports.append(_report(target, models, costs, options))
+    reports: list[TargetReport] = []
+    for batch in reversed(options.batches or (options.batch,)):
+        options = replace(options, batch=batch)
+        costs = [_cost(path, batch) for path in models]
+        found = []
+        for target in targets:
+            named = replace(target, text=f"{target.text}, batch {batch}") if options.batches else target
+            out.info(f"{named.text}: {target.label}")
+            found.append(_report(named, models, costs, options))
+        reports = [*found, *reports]
     if all(report.failed for report in reports):
         raise InputError(f"no target delivered: {reports[0].target}: {reports[0].failed}", reports[0].log)
     from profilers.machine import describe
@@ -143,6 +149,8 @@ def _measured(target: Target, models: Sequence[Path], options: BenchOptions) -> 
     if options.memory and target.kind == "cloud-cpu":
         for row, fresh in zip(rows, _fresh(models, options), strict=True):
             row.update(load_ms=fresh.load_ms, peak_rss_mb=fresh.peak_rss_mb)
+        for row, path in zip(rows, models, strict=True):
+            row["joules"] = _joules(path, options)
     return TargetReport(
         target.text,
         target.kind,
@@ -155,6 +163,18 @@ def _measured(target: Target, models: Sequence[Path], options: BenchOptions) -> 
         reason=found.reason,
         details={key: document[key] for key in ("blocks", "seconds", "contention")},
     )
+
+
+def _joules(path: Path, options: BenchOptions) -> float | None:
+    """Energy of one inference, where the processor counts it."""
+    from profilers.energy import counters, joules_per_run
+    from profilers.ort import make_inputs, open_session
+
+    if not counters():
+        return None
+    session = open_session(path, options.threads)
+    feed = make_inputs(session, options.batch, options.seed)
+    return joules_per_run(lambda: session.run(None, feed))
 
 
 def _fresh(models: Sequence[Path], options: BenchOptions) -> list[RunnerResult]:

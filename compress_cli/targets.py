@@ -1,7 +1,9 @@
 """Targets of a latency: where a model is measured or what it is predicted for (design.md, `--target`).
 
 cloud-cpu            ONNX Runtime on this machine's CPU (also `local`)
-cloud-gpu            ONNX Runtime on this machine's GPU
+cloud-gpu            ONNX Runtime on this machine's GPU (CUDA)
+tensorrt, openvino,  ONNX Runtime with that execution provider, where it is installed
+coreml, qnn
 mobile:DEVICE        predicted from the public table (also `model:DEVICE`); `compress devices` lists them
 ssh:HOST             ONNX Runtime on another machine
 adb[:SERIAL]         an Android phone, with --binary
@@ -27,19 +29,24 @@ if TYPE_CHECKING:
     from profilers.runners.result import Runner
 
 RUNTIMES = ("ncnn", "mnn", "mnn-sparse", "litert", "executorch")
+PROVIDERS = {
+    "cloud-cpu": "CPUExecutionProvider",
+    "cloud-gpu": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
 KINDS = {
-    "cloud-cpu": "measured on this host",
-    "cloud-gpu": "measured on this host",
-    **dict.fromkeys(RUNTIMES, "measured on this host"),
+    **dict.fromkeys((*PROVIDERS, *RUNTIMES), "measured on this host"),
     "mobile": "predicted",
     "ssh": "measured on a device",
     "adb": "measured on a device",
     "qemu": "emulated",
     "command": "measured on a device",
 }
-ALIASES = {"local": "cloud-cpu", "model": "mobile", "cpu": "cloud-cpu", "gpu": "cloud-gpu"}
+ALIASES = {"local": "cloud-cpu", "model": "mobile", "cpu": "cloud-cpu", "gpu": "cloud-gpu", "cuda": "cloud-gpu"}
 NEEDS_ARGUMENT = {"mobile": "DEVICE (compress devices lists them)", "ssh": "HOST", "qemu": "FOLDER"}
-PROVIDERS = {"cloud-cpu": "CPUExecutionProvider", "cloud-gpu": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True, slots=True)

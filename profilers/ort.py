@@ -16,6 +16,14 @@ from profilers.errors import MeasurementFailed, first_line
 Array = NDArray[Any]
 
 CPU = "CPUExecutionProvider"
+INSTALL = {
+    "CUDAExecutionProvider": "pip install onnxruntime-gpu, on a machine with an NVIDIA GPU",
+    "TensorrtExecutionProvider": "pip install onnxruntime-gpu, and TensorRT's libraries",
+    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino",
+    "QNNExecutionProvider": "pip install onnxruntime-qnn, on a Snapdragon",
+    "CoreMLExecutionProvider": "onnxruntime on a Mac has it",
+}
+"""What brings a provider that is not in the plain package; one of these at a time instead of `onnxruntime`."""
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -38,7 +46,8 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
     """
     available = onnxruntime.get_available_providers()
     if provider not in available:
-        raise MeasurementFailed(f"ONNX Runtime has no {provider} here; it has {', '.join(available)}")
+        way = f" ({INSTALL[provider]})" if provider in INSTALL else ""
+        raise MeasurementFailed(f"ONNX Runtime has no {provider} here{way}; it has {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

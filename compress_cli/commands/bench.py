@@ -22,6 +22,8 @@ compress bench original.onnx runs/net/model.onnx
 
 compress bench a.onnx b.onnx --target cloud-cpu,mobile:raspberry-pi-5,mobile:snapdragon-8-gen-2 --threads 4
 
+compress bench model.onnx --target cloud-cpu --batch 1,8,32
+
 compress bench model.onnx --target ssh:pi@board.local --batch 8 --json"""
 
 Model = Annotated[Path, typer.Argument(help="ONNX file; the original when a second is given.", show_default=False)]
@@ -30,13 +32,13 @@ TargetOption = Annotated[
     list[str] | None,
     o.option(
         "--target",
-        help="cloud-cpu, cloud-gpu, mobile:DEVICE, ncnn, mnn, litert, executorch, ssh:HOST, adb:SERIAL, qemu:FOLDER; "
-        "commas or repeated.",
+        help="cloud-cpu, cloud-gpu, tensorrt, openvino, coreml, qnn, mobile:DEVICE, ncnn, mnn, litert, executorch, "
+        "ssh:HOST, adb:SERIAL, qemu:FOLDER; commas or repeated.",
         metavar="TARGET",
         complete=targets,
     ),
 ]
-Batch = Annotated[int, o.option("--batch", help="Samples per inference. Default 1.")]
+Batch = Annotated[str, o.option("--batch", help="Samples per inference, or several to sweep: 1,8,32. Default 1.")]
 Budget = Annotated[float, o.option("--budget", help="Seconds of measuring per target on this machine. Default 6.")]
 Iterations = Annotated[int, o.option("--iterations", help="Timed runs on other machines. Default 50.")]
 Binary = Annotated[Path | None, o.option("--binary", help="Benchmark program for adb targets, built for the phone.")]
@@ -51,7 +53,7 @@ def bench(
     compressed: Second = None,
     target: TargetOption = None,
     threads: ThreadCount = 1,
-    batch: Batch = 1,
+    batch: Batch = "1",
     budget: Budget = 6.0,
     iterations: Iterations = 50,
     binary: Binary = None,
@@ -68,20 +70,29 @@ def bench(
     """
     from compress_cli.targets import parse_targets
 
-    for name, value, least in (("--threads", threads, 1), ("--batch", batch, 1), ("--iterations", iterations, 1)):
-        if value < least:
-            raise UsageError(f"{name} {value} is too small", f"at least {least}")
+    for name, value in (("--threads", threads), ("--iterations", iterations)):
+        if value < 1:
+            raise UsageError(f"{name} {value} is too small", "at least 1")
+    batches = _batches(batch)
     if budget <= 0 or timeout <= 0:
         raise UsageError("--budget and --timeout are seconds above 0", "for example --budget 6")
     targets = parse_targets(target or ["cloud-cpu"], config)
     from compress_cli.benching import BenchOptions
     from compress_cli.benching import bench as run
 
-    options = BenchOptions(threads, batch, budget, iterations, timeout, binary, not no_memory, seed)
+    sweep = batches if len(batches) > 1 else ()
+    options = BenchOptions(threads, batches[0], sweep, budget, iterations, timeout, binary, not no_memory, seed)
     out = Out(as_json=json, quiet=quiet)
     document = run([model] if compressed is None else [model, compressed], targets, options, out)
     out.result(document, lambda console: _render(document, console))
     return 0
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) for word in words):
+        raise UsageError(f"--batch {text!r} is no number of samples", "for example --batch 8, or --batch 1,8,32")
+    return tuple(sorted({int(word) for word in words}))
 
 
 def _render(document: dict[str, Any], console: Console) -> None:
@@ -118,9 +129,11 @@ def _models(models: list[dict[str, Any]]) -> Any:
 
 def _latencies(report: dict[str, Any]) -> Any:
     title = f"{report['target']}, {report['label']}: milliseconds per inference"
-    table = _table(title, "", "p50", "p90", "fastest", "load", "MB", "threads", "batch")
+    energy = any(row.get("joules") is not None for row in report["rows"])
+    table = _table(title, "", "p50", "p90", "fastest", "1/s", "load", "MB", "thr.", "batch", *(["J"] if energy else []))
     for row in report["rows"]:
-        table.add_row(row["profile"], *_cells(row))
+        joules = [f"{row['joules']:.2g}" if row.get("joules") is not None else "-"] if energy else []
+        table.add_row(row["profile"], *_cells(row), *joules)
     if report["ratio"] is not None:
         low, high = report["ratio_low"], report["ratio_high"]
         table.add_row("ratio", f"{report['ratio']:.3f}", f"{low:.3f}-{high:.3f}" if low is not None else "")
@@ -133,6 +146,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         cells[0] = f"{format_count(row['instructions'])} instr."
     elif "low_ms" in row:
         cells[1] = f"{row['low_ms']:.3g}-{row['high_ms']:.3g}"
+    cells.insert(3, f"{1000 * row['batch'] / row['p50_ms']:.3g}" if row.get("p50_ms") else "-")
     memory = row.get("peak_rss_mb")
     return [*cells, "-" if memory is None else f"{memory:.0f}", str(row["threads"]), str(row["batch"])]
 

@@ -84,6 +84,7 @@ def test_tables_for_people(files: list[str], capsys: pytest.CaptureFixture[str])
         (["{0}", "--target", "mobile:nokia-3310"], 2, "no device is called"),
         (["{0}", "--target", "adb"], 2, "--binary PATH"),
         (["{0}", "--target", "cloud-cpu:1"], 2, "takes no argument"),
+        (["{0}", "--batch", "0"], 2, "--batch '0' is no number of samples"),
         (["{0}", "--threads", "0"], 2, "--threads 0 is too small"),
         (["{0}", "--budget", "-1"], 2, "--budget and --timeout are seconds above 0"),
         ([__file__], 3, "cannot be measured"),
@@ -112,6 +113,37 @@ def test_runtimes_that_are_not_installed(
     code, document, _ = bench(capsys, files[0], "--target", target, "--batch", "2")
     assert (code, document["ok"]) == (3, False)
     assert "batch 1" in document["error"]["message"]
+
+
+def test_a_sweep_over_batches(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = bench(capsys, *files, "--no-memory", "--batch", "8,1")
+    assert code == 0
+    assert [report["target"] for report in document["targets"]] == ["cloud-cpu, batch 1", "cloud-cpu, batch 8"]
+    assert [row["batch"] for report in document["targets"] for row in report["rows"]] == [1, 1, 8, 8]
+    single, eight = (report["rows"][0] for report in document["targets"])
+    assert eight["p50_ms"] > single["p50_ms"]
+    assert document["models"][0]["macs"] == 64 * 1024 * 27
+    assert run(["bench", files[0], "--batch", "1,x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "way"),
+    [
+        ("cuda", "onnxruntime-gpu"),
+        ("tensorrt", "TensorRT"),
+        ("openvino", "onnxruntime-openvino"),
+        ("qnn", "onnxruntime-qnn"),
+        ("coreml", "on a Mac"),
+    ],
+)
+def test_providers_that_are_not_installed(
+    target: str, way: str, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    code, document, _ = bench(capsys, files[0], "--target", target)
+    assert (code, document["ok"]) == (3, False)
+    assert "ONNX Runtime has no" in document["error"]["message"]
+    assert way in document["error"]["message"]
 
 
 def test_targets_split_at_commas_but_not_inside_a_description() -> None:
