@@ -141,6 +141,7 @@ def main() -> None:
     document["images"], document["calibration_images"] = len(test[1]), len(calibration[1])
     if "dense" not in document:
         document["dense"] = top1(model, *test)
+        RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     inputs = (calibration[0][:1],)
     found = {"all": analyse(model, inputs), "inner": analyse(model, inputs, ignore=INNER[:1], only=("*.conv1",))}
     known: dict[str, Any] = {}

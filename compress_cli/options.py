@@ -266,6 +266,10 @@ Rounds = Annotated[
     int | None,
     option("--rounds", help="pagcp: most sweeps. Default 1, with a cost limit 20.", panel=SELECT),
 ]
+StepsOption = Annotated[
+    int | None,
+    option("--steps", help="channels: cut in so many steps, --epochs of training after each.", panel=SELECT),
+]
 RoundTo = Annotated[
     int | None, option("--round-to", help="Kept channels are a multiple of this. Default 1.", panel=SELECT)
 ]

@@ -33,6 +33,7 @@ def prune(
     search: o.SearchOption = None,
     reference: o.Reference = None,
     rounds: o.Rounds = None,
+    steps: o.StepsOption = None,
     round_to: o.RoundTo = None,
     min_channels: o.MinChannels = None,
     ignore: o.Ignore = None,
@@ -44,7 +45,13 @@ def prune(
 
     Then fine-tune when there is data, export to ONNX, check it against PyTorch, measure, and report.
     """
-    flags = RunFlags.split(dict(locals()))
+    arguments = dict(locals())
+    count = arguments.pop("steps")
+    flags = RunFlags.split(arguments)
+    if count is not None:
+        from compress_cli.stepping import prune_in_steps
+
+        return prune_in_steps(flags, count)
     from compress_cli.onnx_pruning import is_onnx, prune_file
 
     return prune_file(flags) if is_onnx(flags.checkpoint) else run_verb("prune", flags)
