@@ -295,7 +295,10 @@ def _quantized(
     stored: dict[str, Quantized] = {}
     reasons: dict[str, str] = {}
     for weight in found:
-        code, reason = effective_code(weight.array, wishes.code_of(weight))
+        wanted = wishes.code_of(weight)
+        if weight.name in lean and re.fullmatch(r"q\d", wanted):
+            wanted = f"cb{wanted[1]}"  # a codebook as wide: scaling would take one more tensor of the layer's size
+        code, reason = effective_code(weight.array, wanted)
         if reason:
             reasons[weight.name] = reason
         matters = wishes.importance.get(weight.name)
