@@ -20,7 +20,8 @@ class NoImages(RecoveryError):
     """There are not enough images to fit on some and check on others."""
 
     def __init__(self, found: int, needed: int) -> None:
-        super().__init__(f"{found} images are too few: at least {needed} are needed, some to fit and some to check")
+        images = f"{found} image{'s are' if found != 1 else ' is'}"
+        super().__init__(f"{images} too few: at least {needed} are needed, some to fit and some to check")
         self.found = found
         self.needed = needed
 

@@ -13,7 +13,8 @@ from torch.fx import Node
 
 from compress_cli.recovery.batchnorm import reestimate_, tracked_norms
 from compress_cli.recovery.correspondence import Correspondence, as_correspondence
-from compress_cli.recovery.errors import DoNotMatch
+from compress_cli.recovery.errors import CannotTrace, DoNotMatch
+from compress_cli.recovery.hooked import recover_hooked
 from compress_cli.recovery.images import Images, arrange
 from compress_cli.recovery.jobs import Job, make_jobs
 from compress_cli.recovery.outputs import output_error
@@ -103,16 +104,23 @@ def recover(
 
     Raises:
         NoImages: fewer than 2 images.
-        CannotTrace: a network cannot be traced.
+        CannotTrace: a network cannot be traced, and `zeros` are asked for or it does not run at all; otherwise such
+            networks are recovered with less (`hooked.py`).
         DoNotMatch: the two are not the same network before and after.
     """
     begin = time.perf_counter()
     options = _with(options or RecoveryOptions(), ridge, holdout)
     images = arrange(batches, options.batch_size, options.holdout, seed)
-    run = _Run(dense, compressed, images, as_correspondence(correspondence), options, seed)
+    report, given = on_step or (lambda done, total, text: None), as_correspondence(correspondence)
+    try:
+        run = _Run(dense, compressed, images, given, options, seed)
+    except CannotTrace as error:
+        if zeros:
+            raise
+        return recover_hooked(dense, compressed, images, given, options, seed, report, error)
     if zeros:
         run.refuse_unknown(zeros)
-    layers = run.solve(on_step or (lambda done, total, text: None), zeros or {})
+    layers = run.solve(report, zeros or {})
     if zeros:
         run.forget(zeros)
     chosen, candidates = run.choose()

@@ -59,7 +59,7 @@ class Pair:
 
 
 @dataclass(slots=True)
-class _Layer:
+class Layer:
     """The weights of one job in matrix form, float64.
 
     Attributes:
@@ -111,7 +111,7 @@ class Removal:
     feeling: Tensor | None
 
 
-class _Spread:
+class Spread:
     """Squared size of targets, and their squared distance from their means, over rows, groups and outputs."""
 
     def __init__(self, matrix: Tensor) -> None:
@@ -156,11 +156,11 @@ def solve_(
     corrects = tuple(options.sums and _can_correct(pair, job, use, later) for use in job.uses)
     problem = Problem(pair, job, corrects, fitted, options, generator)
     old, errors, ridge, rows = layer.matrix.clone(), [], 0.0, 0
-    for columns in _blocks(layer, options.columns):
+    for columns in blocks(layer, options.columns):
         fit, held, spread = _gather(problem, layer, columns)
         if removal is not None:
             fit, held = _remove(layer, columns, fit, held, removal)
-        found, ridge = _improve(layer, columns, fit, held, spread, options.ridges)
+        found, ridge = improve(layer, columns, fit, held, spread, options.ridges)
         errors += [error / spread.value() for error in found]
         rows = fit.rows
     changed = bool((layer.matrix != old).any())
@@ -180,7 +180,7 @@ def solve_(
 
 
 def _remove(
-    layer: _Layer, columns: slice, fit: NormalEquations, held: NormalEquations, removal: Removal
+    layer: Layer, columns: slice, fit: NormalEquations, held: NormalEquations, removal: Removal
 ) -> tuple[NormalEquations, NormalEquations]:
     """Take this block's share of the zeros out of the support; returns the equations without those weights."""
     fixed = max(columns.stop - layer.columns, 0)
@@ -194,19 +194,19 @@ def _remove(
     return fit.shifted(gone), held.shifted(gone)
 
 
-def _read(pair: Pair, job: Job) -> _Layer:
+def _read(pair: Pair, job: Job) -> Layer:
     tensors = pair.compressed.traced.tensors()
     geometry = job.uses[0].compressed.geometry
     matrix = geometry.matrix(tensors[job.name].detach().double())
     support = matrix != 0
     if job.offset is None:
-        return _Layer(matrix, support, False)
+        return Layer(matrix, support, False)
     groups, _, outputs = matrix.shape
     offset = matrix.new_zeros(groups, 1, outputs)
     if job.offset.sign > 0:
         offset += tensors[job.offset.name].detach().double().reshape(groups, 1, outputs)
     free = torch.ones_like(offset, dtype=torch.bool)
-    return _Layer(torch.cat([matrix, offset], 1), torch.cat([support, free], 1), True)
+    return Layer(torch.cat([matrix, offset], 1), torch.cat([support, free], 1), True)
 
 
 def _can_correct(pair: Pair, job: Job, use: Use, later: Collection[Node]) -> bool:
@@ -220,7 +220,7 @@ def _can_correct(pair: Pair, job: Job, use: Use, later: Collection[Node]) -> boo
     return not depends_on(theirs.other, blocked) and not depends_on(ours.other, blocked)
 
 
-def _blocks(layer: _Layer, most: int) -> list[slice]:
+def blocks(layer: Layer, most: int) -> list[slice]:
     """Split the columns so that no Gram matrix is larger than `most`."""
     total = layer.matrix.shape[1]
     number = -(-total // most)
@@ -228,11 +228,11 @@ def _blocks(layer: _Layer, most: int) -> list[slice]:
     return [slice(begin, min(begin + step, total)) for begin in range(0, total, step)]
 
 
-def _gather(problem: Problem, layer: _Layer, columns: slice) -> tuple[NormalEquations, NormalEquations, _Spread]:
+def _gather(problem: Problem, layer: Layer, columns: slice) -> tuple[NormalEquations, NormalEquations, Spread]:
     """Sum the normal equations of some columns over the fitted and over the held-out batches."""
     matrix, options, fitted, active = layer.matrix, problem.options, problem.fitted, problem.pair.active
     sizes = (matrix.shape[0], columns.stop - columns.start, matrix.shape[2], matrix.device)
-    fit, held, spread = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes), _Spread(matrix)
+    fit, held, spread = NormalEquations.empty(*sizes), NormalEquations.empty(*sizes), Spread(matrix)
     limit = -(-max(options.rows_per_unknown * matrix.shape[1], FEWEST_ROWS) // max(sum(i < fitted for i in active), 1))
     for index in active:
         sums = fit if index < fitted else held
@@ -286,12 +286,12 @@ def _select(values: Tensor, kept: Tensor | None, axis: int) -> Tensor:
     return values if kept is None else values.index_select(axis, kept.to(values.device))
 
 
-def _improve(
-    layer: _Layer,
+def improve(
+    layer: Layer,
     columns: slice,
     fit: NormalEquations,
     held: NormalEquations,
-    spread: _Spread,
+    spread: Spread,
     ridges: tuple[float, ...],
 ) -> tuple[tuple[float, float], float]:
     """Replace the columns of those outputs whose held-out error falls.
@@ -315,7 +315,7 @@ def _improve(
 
 
 @torch.no_grad()
-def _write(pair: Pair, job: Job, layer: _Layer, old: Tensor) -> None:
+def _write(pair: Pair, job: Job, layer: Layer, old: Tensor) -> None:
     tensors = pair.compressed.traced.tensors()
     weight = tensors[job.name]
     matrix = torch.where(layer.support, layer.matrix, 0.0)

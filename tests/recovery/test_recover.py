@@ -216,7 +216,7 @@ def test_ignored_layers_keep_every_bit() -> None:
 def test_one_image_and_foreign_networks_are_refused_unchanged() -> None:
     dense, compressed = pair("residual")
     before = bits(compressed)
-    with pytest.raises(NoImages, match="1 images are too few"):
+    with pytest.raises(NoImages, match="1 image is too few"):
         recover(dense, compressed, [images(1)])
     with pytest.raises(DoNotMatch, match="4 of the original's 3"):
         recover(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Sequential(nn.Conv2d(3, 4, 1)), [images()])
