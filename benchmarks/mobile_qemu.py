@@ -1,8 +1,8 @@
 """Original and compressed model on emulated ARM64: outputs against this machine's, instructions per inference.
 
-    python benchmarks/mobile_qemu.py FOLDER [original.onnx compressed.onnx ...]
+    python benchmarks/mobile_qemu.py FOLDER [original.onnx compressed.onnx ...] [--size 224]
 
-Without files: ResNet-18 (224x224, random weights) as it is, with half the channels, and with 90 % zeros as a packed
+Without files: ResNet-18 (random weights) as it is, with half the channels, and with 90 % zeros as a packed
 file. FOLDER holds `root/`, `site/` and `insn.so` (see profilers/runners/qemu.py). Writes `results/mobile_qemu.json`.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from latency_targets import X, half_channels
+from latency_targets import half_channels
 
 from exporters.onnx_export import export
 from exporters.packing import pack
@@ -33,24 +33,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        record(arguments.folder, arguments.models or networks(Path(folder)))
+        record(arguments.folder, arguments.models or networks(Path(folder), arguments.size))
 
 
-def networks(folder: Path) -> list[Path]:
-    """The three files of ResNet-18."""
+def networks(folder: Path, size: int) -> list[Path]:
+    """The three files of ResNet-18 for images of `size`."""
+    x = (torch.zeros(1, 3, size, size),)
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None).eval()
     names = ["resnet18.onnx", "resnet18-half-channels.onnx", "resnet18-90-zeros.onnx", "resnet18-90-packed.onnx"]
     paths = [folder / name for name in names]
-    export(model, X, paths[0], input_names=["input"], dynamic_batch=False)
-    export(half_channels(model), X, paths[1], input_names=["input"], dynamic_batch=False)
+    export(model, x, paths[0], input_names=["input"], dynamic_batch=False)
+    export(half_channels(model), x, paths[1], input_names=["input"], dynamic_batch=False)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             weight = module.weight.data
             weight[weight.abs() <= weight.abs().flatten().kthvalue(int(0.9 * weight.numel())).values] = 0
-    export(model, X, paths[2], input_names=["input"], dynamic_batch=False)
+    export(model, x, paths[2], input_names=["input"], dynamic_batch=False)
     pack(paths[2], paths[3])
     return [paths[0], paths[1], paths[3]]
 

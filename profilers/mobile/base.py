@@ -93,8 +93,9 @@ def convert_in_process(code: str, arguments: Sequence[str], *, what: str) -> Non
         MeasurementFailed: it failed; with the last line it printed.
     """
     start = f"import sys; sys.path.append({str(_ROOT)!r})\n{code}"
+    command = [sys.executable, "-P", "-c", start, *arguments]  # -P: a file ncnn.py in the user's folder is not imported
     try:
-        run([sys.executable, "-c", start, *arguments], timeout_s=CONVERT_SECONDS, what=what)
+        run(command, timeout_s=CONVERT_SECONDS, what=what)
     except RunnerFailed as error:
         raise MeasurementFailed(refusal(what, error)) from error
 
