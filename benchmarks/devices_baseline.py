@@ -37,7 +37,7 @@ def work(layer: LayerRow) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = sorted(networks())
@@ -61,13 +61,13 @@ def main() -> None:
         speed = np.nanmedian(total[None] / kept, axis=1)
         start = np.log(np.stack([1.5 * speed, 2 * speed, np.nanmin(kept, axis=1) / 3000], axis=1))
         p = torch.tensor(start, dtype=torch.float32).requires_grad_()
-        optimizer = torch.optim.Adam([p], lr=0.05)
+        optimizer = torch.optim.Adam([p], lr=0.08)
         for step in range(arguments.steps):
             optimizer.zero_grad()
             predicted = logs(p, owner, macs, megabytes, len(names))
             ((predicted - target).abs() * mask).sum().backward()
             optimizer.step()
-            optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / arguments.steps) + 1e-3
+            optimizer.param_groups[0]["lr"] = 0.08 * (1 - step / arguments.steps) + 1e-3
         errors[:, held] = (logs(p, owner, macs, megabytes, len(names)).detach().numpy() - np.log(times))[:, held]
         print(names[held], summary(errors[:, held]), flush=True)
     per_run = [summary(row) for row in errors]

@@ -28,8 +28,8 @@ Array = NDArray[Any]
 
 FORMATS = ("ncnn", "mnn", "litert", "executorch")
 TOLERANCE = {True: 0.02, False: 0.001}
-"""Largest relative root mean square difference from ONNX Runtime, by half precision. Measured on MobileNetV2 with random
-weights: 7e-4 (ncnn) and 8e-3 (MNN) with fp16 weights, 1e-6 with fp32 (all four)."""
+"""Largest relative root mean square difference from ONNX Runtime, by half precision. Measured on MobileNetV2 with
+random weights: 7e-4 (ncnn) and 8e-3 (MNN) with fp16 weights, 1e-6 with fp32 (all four)."""
 _RUN = """
 import numpy
 from pathlib import Path
