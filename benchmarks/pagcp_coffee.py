@@ -311,12 +311,18 @@ class Bench:
 def uniform_l1(net: nn.Module, groups: Groups, target: int) -> Any:
     """The same share of every group, least L1 first, as little as meets the target."""
     order = [scores.argsort(stable=True).tolist() for scores in l1_scores(net, groups)]
-    for share in range(1, 100):
+    low, high, found = 0, 99, None
+    while high - low > 1:
+        share = (low + high) // 2
         counts = [min(int(share / 100 * group.units), group.units - 1) for group in groups.groups]
         made = make_plan(groups, {place: order[place][:count] for place, count in enumerate(counts)})
         if made.macs_after <= target:
-            return made
-    raise ValueError("the target is out of reach")
+            high, found = share, made
+        else:
+            low = share
+    if found is None:
+        raise ValueError("the target is out of reach")
+    return found
 
 
 def rounded(values: Any) -> dict[str, float]:
