@@ -73,6 +73,7 @@ def run_in_workers(
                     done(worker.give_up(reason))
                 if worker.ended:
                     running.remove(worker)
+                    worker.process.join(10)
                     if worker.left:  # the next point gets a fresh process
                         queue.insert(0, worker.left)
     except KeyboardInterrupt as error:
@@ -110,12 +111,14 @@ class _Worker:
         arguments = (base, list(points), folder, known, shared, resume, sender)
         self.process: BaseProcess = context.Process(target=_work, args=arguments)
         self.begin = time.perf_counter()
+        self.gone = False
         self.process.start()
         sender.close()
 
     def finished(self) -> list[Result]:
         """Results that have come in."""
         found: list[Result] = []
+        self.gone = not self.process.is_alive()  # asked before reading: what a dead process sent is all there
         try:
             while self.results.poll():
                 found.append(self.results.recv())
@@ -129,7 +132,7 @@ class _Worker:
         """Why the running point will not end well; empty while all is right."""
         if not self.left:
             return ""
-        if not self.process.is_alive():
+        if self.gone:
             return f"the worker process ended with exit code {self.process.exitcode}"
         used = _resident(self.process.pid)
         if memory is not None and used > memory:
@@ -147,10 +150,11 @@ class _Worker:
     @property
     def ended(self) -> bool:
         """Whether the process is gone, or has nothing left to do."""
-        return not self.process.is_alive() or not self.left
+        return self.gone or not self.left
 
     def stop(self) -> None:
         """End the process if it runs."""
+        self.gone = True
         if self.process.is_alive():
             self.process.terminate()
         self.process.join(10)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from compress_cli import options as o
 from compress_cli.commands.common import RunFlags
+from compress_cli.commands.groups import CALL, DATA, FOLDER, GATES, MODEL, OUTPUT, TRAINING, takes
 from compress_cli.config import resolve
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_GATE, EXIT_OK
@@ -32,50 +33,13 @@ Steps = Annotated[
 ]
 
 
+@takes(MODEL, DATA, TRAINING, GATES, OUTPUT, FOLDER, CALL)
 def combine(
     checkpoint: o.Checkpoint,
     step: Steps,
     ignore: o.Ignore = None,
     only: o.Only = None,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    input_shape: o.InputShape = None,
-    input: o.InputOption = None,
-    trust_pickle: o.TrustPickle = None,
-    data: o.DataDir = None,
-    task: o.TaskFile = None,
-    calib: o.Calib = None,
-    calib_samples: o.CalibSamples = None,
-    preprocess: o.Preprocess = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    resize: o.Resize = None,
-    epochs: o.Epochs = None,
-    lr: o.LearningRate = None,
-    batch_size: o.BatchSize = None,
-    weight_decay: o.WeightDecay = None,
-    distill: o.Distill = None,
-    recipe: o.RecipeOption = None,
-    weights: o.WeightsOption = None,
-    safetensors: o.Safetensors = None,
-    max_params: o.MaxParams = None,
-    max_flops: o.MaxFlops = None,
-    max_size: o.MaxSize = None,
-    max_drop: o.MaxDrop = None,
-    max_latency: o.MaxLatency = None,
-    exit_zero: o.ExitZero = None,
-    output: o.Output = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
-    seed: o.Seed = None,
-    no_bench: o.NoBench = False,
-    no_export: o.NoExport = False,
-    resume: o.Resume = False,
-    overwrite: o.Overwrite = False,
-    config: o.ConfigFile = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    **shared: Any,
 ) -> int:
     """Run several methods one after the other on one network and compare the result with the original.
 

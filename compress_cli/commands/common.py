@@ -27,8 +27,12 @@ class RunFlags:
 
     @classmethod
     def split(cls, flags: Mapping[str, Any]) -> RunFlags:
-        """Take a command's arguments apart; `--no-X` becomes the setting `X = False`, unset flags stay None."""
-        settings = dict(flags)
+        """Take a command's arguments apart; `--no-X` becomes the setting `X = False`, unset flags stay None.
+
+        `shared`, where there is one, holds the flags of `groups.takes`.
+        """
+        settings = {**flags, **flags.get("shared", {})}
+        settings.pop("shared", None)
         control = {name: settings.pop(name, default) for name, default in _CONTROL.items()}
         for name in ("bench", "export"):
             if settings.pop(f"no_{name}", False):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress_cli import options as o
 from compress_cli.commands.common import RunFlags
+from compress_cli.commands.groups import CALL, DATA, MODEL, takes
 from compress_cli.config import resolve
 from compress_cli.console import Out
 
@@ -21,6 +22,7 @@ compress plan net.th --arch nets.py:resnet56 --sparsity 95% --ignore 'fc*' --jso
 compress plan resnet50.pth --method alds --max-params 50%"""
 
 
+@takes(MODEL, DATA, CALL)
 def plan(
     checkpoint: o.Checkpoint,
     method: o.Method = None,
@@ -44,21 +46,8 @@ def plan(
     min_channels: o.MinChannels = None,
     ignore: o.Ignore = None,
     only: o.Only = None,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    input_shape: o.InputShape = None,
-    input: o.InputOption = None,
-    trust_pickle: o.TrustPickle = None,
-    data: o.DataDir = None,
-    task: o.TaskFile = None,
-    calib: o.Calib = None,
-    calib_samples: o.CalibSamples = None,
-    preprocess: o.Preprocess = None,
     seed: o.Seed = None,
-    config: o.ConfigFile = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    **shared: Any,
 ) -> int:
     """Dry run of prune and decompose: the same code path up to the decision, printed layer by layer."""
     flags = RunFlags.split(dict(locals()))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from compress_cli import options as o
 from compress_cli.commands.common import RunFlags
+from compress_cli.commands.groups import CALL, DATA, MODEL, OUTPUT, TRAINING, takes
 from compress_cli.completion import comma_separated
 from compress_cli.config import resolve
 from compress_cli.console import Out
@@ -60,6 +61,7 @@ WorkerMemory = Annotated[
 ]
 
 
+@takes(MODEL, DATA, TRAINING, OUTPUT, CALL)
 def sweep(
     checkpoint: o.Checkpoint,
     method: Methods = None,
@@ -71,34 +73,8 @@ def sweep(
     max_flops: Flops = None,
     score: o.ScoreOption = None,
     ignore: o.Ignore = None,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    input_shape: o.InputShape = None,
-    input: o.InputOption = None,
-    data: o.DataDir = None,
-    task: o.TaskFile = None,
-    calib: o.Calib = None,
-    calib_samples: o.CalibSamples = None,
-    preprocess: o.Preprocess = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    resize: o.Resize = None,
-    epochs: o.Epochs = None,
-    lr: o.LearningRate = None,
-    batch_size: o.BatchSize = None,
-    distill: o.Distill = None,
-    weights: o.WeightsOption = None,
-    output: o.Output = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
-    seed: o.Seed = None,
-    no_bench: o.NoBench = False,
-    no_export: o.NoExport = False,
     resume: o.Resume = False,
-    config: o.ConfigFile = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    **shared: Any,
 ) -> int:
     """Run every method at every budget with shared caches; mark the results that no other one beats."""
     arguments = dict(locals())
