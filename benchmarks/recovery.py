@@ -230,6 +230,7 @@ def recovered(
         "top1": data.top1(judged() if judged else small),
         "chosen": record.chosen,
         "candidates": {name: round(error, 5) for name, error in record.candidates},
+        "weighted": True,
         "layers_kept": sum(layer.kept for layer in record.layers),
         "images": record.images,
         "wall_seconds": round(wall, 1),

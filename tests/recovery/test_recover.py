@@ -269,3 +269,22 @@ def test_removed_channels_are_made_up_for_by_those_that_stay() -> None:
     assert {layer.name for layer in record.layers if layer.corrected} == {"conv2.weight"}
     with pytest.raises(DoNotMatch, match="6 of the original's 8 output channels"):
         recover(dense, cut(dense, stream, inner), [images()])
+
+
+def test_little_memory_takes_fewer_images_for_early_layers_only() -> None:
+    rows = {}
+    for memory in (2 << 30, 1 << 20):
+        dense, compressed = pair("residual")
+        record = recover(dense, compressed, [images(400)], options=RecoveryOptions(memory=memory, batch_size=16))
+        assert record.after < 0.5 * record.before
+        rows[memory] = [layer.rows for layer in record.layers]
+    assert rows[1 << 20][0] < 0.7 * rows[2 << 30][0]
+    assert rows[1 << 20][-1] == rows[2 << 30][-1]  # what the head reads is small
+
+
+def test_some_batches_are_fitted_and_some_held_out() -> None:
+    found = arrange([images(100)], 10, 0.2, 0)
+    assert found.spread(5) == (0, 1, 2, 3, 8)
+    assert found.spread(1) == (0, 8)
+    assert found.spread(99) == tuple(range(10))
+    assert arrange([torch.zeros(64, 3, 224, 224)], 64, 0.2, 0).size <= 16
