@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 import torchvision
@@ -25,7 +26,7 @@ from decomposers import alds, surgery
 from decomposers.options import AldsOptions
 from exporters.onnx_export import export
 from profilers.complexity import measure
-from profilers.devices.catalog import find
+from profilers.devices.catalog import Device, devices, find
 from profilers.devices.predict import predict
 from profilers.errors import ProfilingFailed
 from profilers.latency import compare
@@ -111,6 +112,8 @@ def targets(original: Path, small: Path, runtimes: Sequence[str], budget: float,
         },
         "predicted": {},
     }
+    hosts = [predict(costs[1], device).ms / predict(costs[0], device).ms for device in x86_devices()]
+    found["predicted_for_x86"] = {"ratio": round(median(hosts), 3), "runs": len(hosts)}
     for name, threads in DEVICES:
         before, after = (predict(cost, find(name, threads)) for cost in costs)
         found["predicted"][f"{before.device}, {threads} threads"] = {
@@ -119,6 +122,25 @@ def targets(original: Path, small: Path, runtimes: Sequence[str], budget: float,
             "median_error": before.median_error,
             "p90_error": before.p90_error,
         }
+    return found
+
+
+def x86_devices() -> list[Device]:
+    """One-thread runs of the table on processors like this one: their predicted ratios can be checked here."""
+    return [device for device in devices() if device.threads == 1 and device.reliable and device.family[:3] == "x86"]
+
+
+def validation(networks: dict) -> dict:
+    """Predicted ratio over the ratio measured here, minus 1, of every network; and the median of its size."""
+    cells = [cell for rows in networks.values() for cell in rows.values()]
+    found = {"what": "ratio compressed / original: predicted (median over one-thread x86 runs) over measured, minus 1"}
+    for name in ("onnxruntime", *RUNTIMES):
+        pairs = [
+            (cell["predicted_for_x86"]["ratio"], cell[name]["ratio"]) for cell in cells if "ratio" in cell.get(name, {})
+        ]
+        if pairs:
+            gaps = [predicted / measured - 1 for predicted, measured in pairs]
+            found[name] = {"median": round(median(map(abs, gaps)), 3), "each": [round(gap, 3) for gap in gaps]}
     return found
 
 
@@ -161,6 +183,7 @@ def main() -> None:
                 )
                 print(name, label, json.dumps(rows[label])[:600], flush=True)
         document["networks"][name] = rows
+        document["ratios_predicted_against_measured"] = validation(document["networks"])
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         print(name, f"{time.time() - begin:.0f} s", flush=True)
 
