@@ -129,8 +129,8 @@ def selection(document: dict[str, Any]) -> Iterator[str]:
 def packing(document: dict[str, Any]) -> Iterator[str]:
     """Bytes of ONNX files at 90 % zeros, what they lie above their entropy, and memory while loading."""
     yield (
-        "**ONNX files at 90 % zeros**, MB, and how far each lies above its bound: the entropy of indices and codes, the "
-        "other tensors, the network's own nodes (`benchmarks/packing_tiers.py`; seeded, 2 % of each layer kept)."
+        "**ONNX files at 90 % zeros**, MB, and how far each lies above its bound: the entropy of indices and codes, "
+        "the other tensors, the network's own nodes (`benchmarks/packing_tiers.py`; seeded, 2 % of each layer kept)."
     )
     yield ""
     networks = {name: net["forms"] for name, net in document["networks"].items() if "packed-q6" in net["forms"]}
