@@ -4,8 +4,9 @@ python -m benchmarks.recovery --checkpoints ../shared/data/checkpoints --images 
 
 CIFAR holds train/CLASS/* and test/CLASS/*; decoded pixels are kept in the temporary folder. Rows that
 `results/recovery.json` has already are not measured again, so an interrupted run goes on where it stopped, and
---minutes ends one in time. Top-1 on all test images; images of the fit are the first of each class. `oneshot.py` has
-magnitude without recovery; `recovery_cost.py` has time and memory.
+--minutes ends one in time. Top-1 on all test images; images of the fit are the first of each class. `weighted`: whether
+positions counted as much as the outputs feel them (rows without were measured before that). `oneshot.py` has magnitude
+without recovery; `recovery_cost.py` has time and memory.
 """
 
 from __future__ import annotations
