@@ -56,7 +56,8 @@ def test_an_unwritable_folder(runner: Runner, file: Path, tmp_path: Path) -> Non
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
     runner.out = locked / "run"
-    with without_privileges(tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    closed = [path for path in (tmp_path, *tmp_path.parents) if not path.stat().st_mode & 0o001]
+    with without_privileges(*closed):
         outcome = runner.prune(file, *HALF)
     assert outcome.code == 3
     assert f"cannot write into the output folder {locked / 'run'}: Permission denied" in outcome.message
