@@ -207,31 +207,43 @@ def unpack(source: Path, target: Path) -> tuple[str, ...]:
         BadOnnxFile: `source` is no sound ONNX model, or its decoders cannot be evaluated.
     """
     model = files.read(source)
-    arrays = evaluate_decoders(model, source)
-    if not arrays:
+    names = _restore(model, source)
+    if not names:
         files.copy(source, target, model)
         return ()
-    replace_decoders(model, arrays)
-    join_layers(model)
-    marks = [item for item in model.metadata_props if item.key == MARK]
-    for mark in marks:
-        model.metadata_props.remove(mark)
     files.write(model, target)
     files.check(target)
+    return names
+
+
+def _restore(model: ModelProto, source: Path) -> tuple[str, ...]:
+    """Put plain tensors and whole layers in place of decoders and slabs; the names of what was decoded."""
+    arrays = evaluate_decoders(model, source)
+    if arrays:
+        replace_decoders(model, arrays)
+        join_layers(model)
+        for mark in [item for item in model.metadata_props if item.key == MARK]:
+            model.metadata_props.remove(mark)
     return tuple(arrays)
 
 
 def unpacks_to(packed: Path, dense: Path) -> bool:
-    """Whether every decoder gives the tensor of that name in `dense` bit for bit (but for the sign of zeros).
+    """Whether unpacking gives back tensors of `dense` bit for bit (but for the sign of zeros).
 
     Raises:
         BadOnnxFile: one of the files is no sound ONNX model, or a decoder cannot be evaluated.
     """
+    model = files.read(packed)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    if not _restore(model, packed):
+        return False
     plain = {tensor.name: tensor for tensor in files.read(dense).graph.initializer}
-    for name, array in evaluate_decoders(files.read(packed), packed).items():
-        if name not in plain:
+    for tensor in model.graph.initializer:
+        if tensor.name in stored:
+            continue
+        if tensor.name not in plain:
             return False
-        wanted = numpy_helper.to_array(plain[name])
+        wanted, array = numpy_helper.to_array(plain[tensor.name]), numpy_helper.to_array(tensor)
         if wanted.dtype != array.dtype or (wanted + 0).tobytes() != (array + 0).tobytes():
             return False
     return True

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from exporters import packing
-from exporters.packing import pack, unpack
+from exporters.packing import pack, unpack, unpacks_to
 from exporters.slabs import MARK
 from tests.exporters.onnx_nets import convnet, initializers, make, run, save, sparse
 
@@ -51,6 +51,10 @@ def test_slabs_and_back(kind: str, bias: bool, tmp_path: Path) -> None:
     for batch in (1, 3):
         got, expected = run(target, batch)[0], run(source, batch)[0]
         assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
+    assert unpacks_to(target, source)
+    changed = sparse((200, 60), 0.1, 2) if kind != "Conv" else sparse((200, 6, 3, 3), 0.1, 2)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(changed, "w"))
+    assert not unpacks_to(target, save(model, tmp_path / "other.onnx"))
     assert len(unpack(target, plain)) == 4
     before, after = initializers(source), initializers(plain)
     assert before.keys() == after.keys()
