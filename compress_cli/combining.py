@@ -118,7 +118,7 @@ def combine(
     """
     from compress_cli.pipeline import prime, run
 
-    configs = [config_of(base, step, last=step is steps[-1]) for step in steps]  # all flags are checked first
+    configs = [config_of(base, step, last=number == len(steps)) for number, step in enumerate(steps, 1)]
     if len(steps) == 1:
         own = dataclasses.replace(base, method=steps[0].method, output=str(folder))
         own = with_settings(own, dict(steps[0].settings), steps[0].text)

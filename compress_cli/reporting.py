@@ -87,10 +87,11 @@ def assemble(
         notes=tuple(session.notes),
         seconds=dict(session.seconds),
     )
+    limits = config.limits()
     if session.chain is not None:
         report = dataclasses.replace(report, steps=(*session.chain.earlier, row_of(report, session.chain.text)))
-        return with_gates(report, session.chain.limits) if session.last else report
-    report = with_gates(report, config.limits())
+        limits = session.chain.limits if session.last else ()
+    report = with_gates(report, limits)
     own = getattr(method, "gates", None)  # limits that only the method can judge
     return report if own is None else dataclasses.replace(report, gates=(*report.gates, *own(plan)))
 
