@@ -35,7 +35,7 @@ class PagcpOptions:
         rounds: sweep: at most so many; 1 without a target is the published single round.
         round_rise: sweep: the bound D of every round when no constraint is given.
         z: paired sequential test, rejects and accepts at so many standard errors; None: every sample every time.
-        cache_bytes: memory for the prefix cache; 0 turns it off.
+        cache_bytes: memory for outputs that a candidate does not change; 0 turns the cache off.
         probe: share of a group's channels that the sensitivity table removes; 0: no table.
     """
 

@@ -82,9 +82,9 @@ class Oracle:
         """Losses of all samples with these units off besides those already off."""
         removal = removal or {}
         self.effort.calls += 1
-        start = self._start(removal)
+        changed = self._changed(removal)
         with self.masker.without(removal):
-            return joined([self._batch(number, start) for number in range(len(self.data.batches))])
+            return joined([self._batch(number, changed) for number in range(len(self.data.batches))])
 
     def judge(self, removal: Removal, bounds: Mapping[str, float], *, complete: bool = False) -> Verdict:
         """Whether every task stays within 1 + bound of the reference.
@@ -96,11 +96,11 @@ class Oracle:
             complete: no early decision: all samples are seen.
         """
         self.effort.calls += 1
-        start = self._start(removal)
+        changed = self._changed(removal)
         parts: list[Losses] = []
         with self.masker.without(removal):
             for number in range(len(self.data.batches)):
-                parts.append(self._batch(number, start))
+                parts.append(self._batch(number, changed))
                 last = number + 1 == len(self.data.batches)
                 if self.z is not None and not complete and number >= 1 and not last:
                     early = self._sequential(joined(parts), bounds)
@@ -114,17 +114,17 @@ class Oracle:
         return Verdict(holds, losses, worst)
 
     def commit(self, removal: Removal) -> None:
-        """Switch units off for good; stored prefixes that they change are forgotten."""
-        self.replay.forget(self._start(removal))
+        """Switch units off for good; stored outputs that they may change are forgotten."""
+        self.replay.forget(self._changed(removal))
         self.masker.switch_off(removal)
 
     def reset(self, removal: Removal) -> None:
         """Make exactly these units the ones that are off."""
-        self.replay.forget(0)
+        self.replay.forget()
         self.masker.reset(removal)
 
-    def _start(self, removal: Removal) -> int:
-        """The first call of a leaf module that sees one of the masked tensors."""
+    def _changed(self, removal: Removal) -> set[str]:
+        """Names of the tensors that masks of these units change, aliases included."""
         slots = self.groups.atoms.by_name
         names: set[str] = set()
         for place, units in removal.items():
@@ -132,15 +132,15 @@ class Oracle:
                 for member in self.groups.groups[place].members:
                     slot = slots[member.tensor]
                     names |= {slot.name, *slot.aliases}
-        return self.replay.first_call(names) if names else len(self.replay.order)
+        return names
 
-    def _batch(self, number: int, start: int) -> Losses:
-        batch, total = self.data.batches[number], len(self.data.batches)
+    def _batch(self, number: int, changed: set[str]) -> Losses:
+        batch, share = self.data.batches[number], 1 / len(self.data.batches)
         try:
-            with self.replay.running(number, start, 1 / total):
+            with self.replay.running(number, batch, changed, share):
                 found = of_batch(self.data, self.model, batch)
         except Unsteady:
-            with self.replay.running(number, 0, 1 / total):
+            with self.replay.running(number, batch, changed, share):
                 found = of_batch(self.data, self.model, batch)
         self.effort.samples += len(next(iter(found.values())))
         return found
