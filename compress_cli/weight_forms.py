@@ -85,8 +85,9 @@ def _demand(variant: Variant) -> None:
     found = variant.comparison
     if not variant.ok:
         allowed = f"{variant.tolerance:.2%}" if variant.tolerance else "no difference"
+        share = f"{found.rms_rel:.2%}" if found.rms_rel >= 1e-4 else f"{found.rms_rel:.1e}"
         raise VerificationError(
-            f"with --weights {variant.weights} the outputs differ by {found.rms_rel:.2%} of their size, allowed: "
+            f"with --weights {variant.weights} the outputs differ by {share} of their size, allowed: "
             f"{allowed}; no file was written",
             "use a form with more bits, or calibrate on real images with --calib",
         )
