@@ -116,7 +116,9 @@ def seeded_model(name: str) -> nn.Module:
             continue
         if key.endswith("running_var"):
             value.uniform_(0.5, 1.5, generator=generator)
-        elif value.ndim >= 2 and "relative_position" not in key:
+        elif "relative_position" in key:
+            value.normal_(0, 0.02, generator=generator)
+        elif value.ndim >= 2:
             value.normal_(0, max(value[0].numel(), 1) ** -0.5, generator=generator)
         elif key.endswith("weight"):
             value.normal_(1, 0.1, generator=generator)
