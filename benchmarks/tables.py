@@ -253,6 +253,28 @@ def sweep_caches(document: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def combined(document: dict[str, Any]) -> Iterator[str]:
+    """Combinations, smallest first."""
+    rows = sorted(document["rows"], key=lambda row: row["onnx_bytes"])
+    original = rows[0]["original_onnx_bytes"]
+    yield (
+        f"**Combinations** of ResNet-56, {original / 1e6:.2f} MB, without training, with four-bit codes "
+        f"(`benchmarks/combined.py`); the smallest that loses less than {document['limit']:g} point is marked."
+    )
+    yield ""
+    cells = [
+        [
+            " then ".join(row["steps"]) + (" *" if row["name"] == document["smallest"] else ""),
+            f"{row['metric']:.2f}",
+            f"{row['drop']:.2f}",
+            f"{row['onnx_bytes'] / 1e3:.0f}",
+            f"{original / row['onnx_bytes']:.1f}x",
+        ]
+        for row in rows
+    ]
+    yield from table(["steps", "top-1", "points lost", "kB", "smaller"], cells)
+
+
 def finetuning(document: dict[str, Any]) -> Iterator[str]:
     """Accuracy after training, one row a run, by device."""
     form, rows = document["form"], [row for row in document["rows"] if "error" not in row]
@@ -292,6 +314,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "recovery.json": recovery,
     "decompose_accuracy.json": decompose_accuracy,
     "decompose_latency.json": decompose_latency,
+    "combined.json": combined,
     "sweep_caches.json": sweep_caches,
     "torchvision_corpus.json": corpus,
 }
