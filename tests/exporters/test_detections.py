@@ -64,3 +64,12 @@ def test_different_numbers_of_findings_are_left_to_the_comparison() -> None:
     expected = findings()
     got = [array[:5] for array in expected]
     assert len(paired(NAMES, expected, got, 1e-4).got[0]) == 5
+
+
+@pytest.mark.parametrize("here", [0, 6])
+@pytest.mark.parametrize("there", [0, 6])
+def test_no_findings_at_all_on_one_side_or_both_are_left_to_the_comparison(here: int, there: int) -> None:
+    expected, got = ([array[:count] for array in findings()] for count in (here, there))
+    found = paired(NAMES, expected, got, 1e-4)
+    assert [len(array) for array in found.expected] == [here] * 4
+    assert [len(array) for array in found.got] == [there] * 4
