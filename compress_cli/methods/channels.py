@@ -207,7 +207,7 @@ class Channels:
         """
         before, after, made = measured.complexity_before, measured.complexity_after, plan.fitted.plan
         compare_counts("parameters", made.params_before - made.params_after, before.params - after.params)  # type: ignore[union-attr]
-        if not made.options.get("form"):  # a detector's MACs depend on its boxes, the plan's on a fixed number of them
+        if not made.options.get("form"):  # a detector's MACs depend on its proposals, and those on the weights
             compare_counts("MACs", made.macs_before - made.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
         rows = []
         for limit in plan.limits:

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruners.channels.tracing import mode_of
+
 BOXES = 8
-"""Boxes per image that the RoI heads see, the same for every image: their MACs are counted for as many."""
+"""Boxes per image that the RoI heads see while they are traced, the same for every image."""
+
+HEADS = ("box", "mask", "keypoint")
 
 _PLACES = ((0.1, 0.1, 0.5, 0.4), (0.3, 0.2, 0.9, 0.8), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.8, 0.9))
 _KINDS = ("GeneralizedRCNN", "RetinaNet", "FCOS", "SSD")
@@ -73,12 +77,43 @@ class RawHeads(nn.Module):
         if "rpn" not in parts:
             return tuple(_tensors(parts["head"](levels)))
         found, roi = list(_tensors(parts["rpn"].head(levels))), parts["roi_heads"]
-        for kind in ("box", "mask", "keypoint"):
+        for kind in HEADS:
             pool = getattr(roi, f"{kind}_roi_pool", None)
             if pool is not None:
                 inner = getattr(roi, f"{kind}_head")(_pooled(named, pool, images))
                 found += _tensors(getattr(roi, f"{kind}_predictor")(inner))
         return tuple(found)
+
+
+def head_rows(model: nn.Module, example_inputs: Sequence[Any]) -> dict[str, tuple[int, int]]:
+    """RoI head -> (rows that it gets from the whole detector on the example, rows that it gets while traced).
+
+    The first counts proposals, the second the fixed boxes of `RawHeads`. A head that the example does not reach (no
+    detection, so no mask) is left out, and counts as it is traced.
+    """
+    form, batch = traceable(model, example_inputs)
+    whole, traced = (_rows(model, each, inputs) for each, inputs in ((model, tuple(example_inputs)), (form, batch)))
+    return {name: (whole[name], traced[name]) for name in traced if whole.get(name)}
+
+
+def _rows(model: nn.Module, form: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
+    """Rows that each RoI module of the model gets while `form` runs in eval mode."""
+    rows: dict[str, int] = {}
+    hooks = []
+    for name in [f"roi_heads.{kind}_{part}" for kind in HEADS for part in ("head", "predictor")]:
+        if isinstance(getattr(getattr(model, "roi_heads", None), name.partition(".")[2], None), nn.Module):
+
+            def note(module: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
+                rows[name] = len(given[0])
+
+            hooks.append(model.get_submodule(name).register_forward_pre_hook(note))
+    try:
+        with mode_of(form, "eval"), torch.no_grad():
+            form(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
 
 
 def _tensors(item: Any) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from pruners.channels.atoms import Atoms, Slot, collect
-from pruners.channels.detectors import BOXES, is_detector, traceable
+from pruners.channels.detectors import BOXES, head_rows, is_detector, traceable
 from pruners.channels.errors import CannotTrace
 from pruners.channels.labels import RESERVED, Ids, Labels, Reason
 from pruners.channels.planes import Scope
@@ -111,7 +111,8 @@ def analyse(
 ) -> Groups:
     """Find which slices of which tensors must go together; the model is not changed.
 
-    Torchvision's detectors are analysed as their raw heads (`detectors.RawHeads`).
+    Torchvision's detectors are analysed as their raw heads (`detectors.RawHeads`); the MACs of RoI heads are those of
+    the proposals that the example gives.
 
     Args:
         example_inputs: positional arguments of the forward; their batch is what MACs are counted for.
@@ -123,12 +124,14 @@ def analyse(
         CannotTrace: `torch.export` refuses the eval forward.
         NoMatch: a pattern fits no tensor.
     """
-    form = f"raw heads, {BOXES} boxes an image" if is_detector(model) else ""
+    form, rows = "", dict[str, tuple[int, int]]()
+    if is_detector(model):
+        form, rows = f"raw heads, {BOXES} boxes an image", head_rows(model, example_inputs)
     model, example_inputs = traceable(model, example_inputs)
     labels = Labels()
     atoms = collect(model, labels)
     check_patterns([*ignore, *only], list(atoms.by_name))
-    scope = Scope(labels, atoms.first_buffer)
+    scope = Scope(labels, atoms.first_buffer, rows)
     traces, refused, used = _trace_all(model, list(entries) or entries_of(example_inputs), atoms, scope)
     _protect(scope, atoms, ignore, only)
     reached = {atoms.by_name[name].name for trace in traces for name in trace.reached if name in atoms.by_name}

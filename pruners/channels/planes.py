@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,20 @@ class Scope:
 
     Attributes:
         first_buffer: ids from here on belong to no parameter.
+        rows: module -> (rows that it gets in use, rows that it gets in the trace), where the two differ.
         lenient: dims of size 1 may have lost their plane (in a model that was cut), which is no reason to freeze.
     """
 
-    def __init__(self, labels: Labels, first_buffer: int, *, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        labels: Labels,
+        first_buffer: int,
+        rows: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+        *,
+        lenient: bool = False,
+    ) -> None:
         self.labels = labels
+        self.rows = rows
         self.lenient = lenient
         self.first_buffer = first_buffer
         self.operator = ""

@@ -119,8 +119,17 @@ def _call(node: fx.Node, trace: Trace, scope: Scope) -> Result:
         return result
     trace.calls[node.name] = call
     if trace.mode == "eval":
-        trace.macs += rules_product.cost_terms(call.key, call)
+        trace.macs += _weighted(node, scope, rules_product.cost_terms(call.key, call))
     return found
+
+
+def _weighted(node: fx.Node, scope: Scope, terms: list[tuple[int, list[Ids]]]) -> list[tuple[int, list[Ids]]]:
+    """The same terms for the rows that the node's module really gets (`detectors.head_rows`)."""
+    stack = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    for name, (real, traced) in scope.rows.items():
+        if any(path == name or path.startswith(f"{name}.") for path in stack):
+            return [(factor * real // traced, vectors) for factor, vectors in terms]
+    return terms
 
 
 def make_call(

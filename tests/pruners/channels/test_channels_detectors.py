@@ -14,8 +14,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from profilers.complexity import measure
 from pruners.channels import (
     ChannelsPlan,
+    CostModel,
     Groups,
     ScoreOptions,
     SelectionOptions,
@@ -97,6 +99,17 @@ def test_detectors_lose_channels_everywhere_and_still_detect_and_train(make: Any
     losses = small.train()(IMAGES[0], boxes)
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in small.backbone.parameters())
+
+
+@pytest.mark.parametrize("make", [two_stages, one_stage])
+def test_macs_are_those_of_the_whole_detector(make: Any) -> None:
+    """RoI heads run on the proposals that the example gives, not on the boxes of the trace."""
+    model = make().eval()
+    groups = analyse(model, IMAGES)
+    cost = CostModel(groups)
+    assert cost.macs == measure(model, IMAGES).macs
+    fitted = fit(model, IMAGES, groups, half(model))
+    assert fitted.plan.macs_after < fitted.plan.macs_before == cost.macs
 
 
 def test_fpn_levels_share_their_width_with_every_head() -> None:
