@@ -92,8 +92,7 @@ def assemble(
         report = dataclasses.replace(report, steps=(*session.chain.earlier, row_of(report, session.chain.text)))
         limits = session.chain.limits if session.last else ()
     report = with_gates(report, limits)
-    own = getattr(method, "gates", None)  # limits that only the method can judge
-    return report if own is None else dataclasses.replace(report, gates=(*report.gates, *own(plan)))
+    return dataclasses.replace(report, gates=(*report.gates, *method.gates(plan)))
 
 
 def _document(complexity: Any | None) -> dict[str, Any] | None:

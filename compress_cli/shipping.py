@@ -160,7 +160,8 @@ def ship(
         *([dense] if variant.weights != "dense" else []),
     )
     section = {name: getattr(result, name) for name in result.__dataclass_fields__ if name != "path"}
-    packing = variant.to_dict() if variant.weights != "dense" else None
+    names = {"files": [path.name for path in variant.files]}  # they lie in a working folder until the run is done
+    packing = {**variant.to_dict(), **names} if variant.weights != "dense" else None
     predicted = tuple(predictions(config.limits(), original.path, target, config.threads))
     weights = {"weights": variant.weights}
     return Shipment({**section, **weights}, verification, packing, latency, predicted, artifacts)

@@ -106,7 +106,7 @@ class PackResult:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
         document = dataclasses.asdict(self)
-        document["files"] = [str(path) for path in self.files]
+        document["files"] = [path.name for path in self.files]
         return {**document, "smaller": self.smaller}
 
 

@@ -15,7 +15,7 @@ from compress_cli.methods.alds_budgets import ONNX_OVERHEAD, Budget, achieved_co
 from compress_cli.methods.base import Measured
 from compress_cli.methods.device_limits import device_asked, forms_ms, module_ms, solve_for_device
 from compress_cli.render.curves import Curve, lines, picture
-from compress_cli.report import Achieved, LayerRow, Skipped
+from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import decomposition_errors
 from decomposers import alds
 from decomposers.alds_plan import Factored
@@ -212,6 +212,10 @@ class Alds:
                 total = achieved_counts(budget, before) or 0
                 rows.append(Achieved(budget.quantity, budget.asked, floor(budget.bound), count, total, exact=False))
         return tuple(rows)
+
+    def gates(self, plan: Decision) -> tuple[Gate, ...]:
+        """None of its own: the budgets are judged with the other limits."""
+        return ()
 
     def layers(self, plan: Decision, measured: Measured) -> tuple[LayerRow, ...]:
         """One row per replaced layer, counted in the files."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from compress_cli.checkpoint import LoadedModel
     from compress_cli.config import RunConfig
     from compress_cli.quality import Quality
-    from compress_cli.report import Achieved, LayerRow, Skipped
+    from compress_cli.report import Achieved, Gate, LayerRow, Skipped
     from compress_cli.session import Session
 
 
@@ -87,3 +87,6 @@ class Method(Protocol):
 
     def layers(self, plan: Any, measured: Measured) -> tuple[LayerRow, ...]:
         """Per layer before and after, counted in the files."""
+
+    def gates(self, plan: Any) -> tuple[Gate, ...]:
+        """Verdicts on limits that only the method can judge; empty for most."""

@@ -11,7 +11,7 @@ from compress_cli.errors import InputError, UsageError, VerificationError
 from compress_cli.methods.base import Measured
 from compress_cli.methods.device_limits import cut_for_device, device_asked, limit_asked
 from compress_cli.methods.file_limits import check_file_limits, cut_for_file, file_limit
-from compress_cli.report import Achieved, LayerRow, Skipped
+from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import channel_errors
 
 if TYPE_CHECKING:
@@ -214,6 +214,10 @@ class Channels:
             total, count = int(getattr(before, limit.kind)), int(getattr(after, limit.kind))
             rows.append(Achieved(limit.kind, limit.text, floor(limit.bound(total) or 0), count, total, exact=False))
         return tuple(rows)
+
+    def gates(self, plan: Decision) -> tuple[Gate, ...]:
+        """None of its own: the budgets are judged with the other limits."""
+        return ()
 
     def layers(self, plan: Decision, measured: Measured) -> tuple[LayerRow, ...]:
         """One row per cut weight, counted in the files."""

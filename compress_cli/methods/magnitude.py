@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from compress_cli.errors import UnsupportedModelError, UsageError, VerificationError
 from compress_cli.methods import priced
 from compress_cli.methods.base import Measured
-from compress_cli.report import Achieved, LayerRow, Skipped
+from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import pruning_errors
 from pruners import magnitude
 from pruners.magnitude_options import count_zeros_asked, parse_floor, parse_sparsity
@@ -108,6 +108,10 @@ class Magnitude:
                 "this is a bug in compress: please report it with the run folder's log.txt",
             )
         return (Achieved("sparsity", str(config.sparsity), asked, found, plan.weights),)
+
+    def gates(self, plan: magnitude.MagnitudePlan) -> tuple[Gate, ...]:
+        """None of its own: the budgets are judged with the other limits."""
+        return ()
 
     def layers(self, plan: magnitude.MagnitudePlan, measured: Measured) -> tuple[LayerRow, ...]:
         """One row per ranked tensor."""

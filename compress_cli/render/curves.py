@@ -48,7 +48,7 @@ def picture(curves: Mapping[str, Curve], what: str) -> str:
     panels = "".join(_panel(index, name, curve) for index, (name, curve) in enumerate(curves.items()))
     title = escape(f"{what} against the share of each layer's weights (0 to 1 on both axes); the dot is the choice")
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="9">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="9" fill="currentColor">'
         f'<text x="4" y="14" font-size="11">{title}</text>{panels}</svg>\n'
     )
 

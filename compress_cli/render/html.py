@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -88,12 +89,19 @@ def _context(report: RunReport) -> dict[str, Any]:
         "tables": others,
         "charts": [chart for chart in (_sizes(report), _latencies(report), _macs(report), _densities(report)) if chart],
         "curves": Markup(curves(report.training)) if report.training and report.training.get("history") else "",
+        "decomposition": Markup(_decomposition(report)),
         "sentences": list(words.sentences(report)),
         "skipped": report.skipped,
         "environment": {name: value for name, value in report.environment.items() if value not in (None, "", [], {})},
         "command": report.command,
         "config": json.dumps(dict(report.config), indent=1, default=str),
     }
+
+
+def _decomposition(report: RunReport) -> str:
+    """The picture of every layer's error against its size that a decomposition leaves in its folder; else nothing."""
+    path = Path(report.folder) / "decomposition.svg"
+    return path.read_text(encoding="utf-8") if report.folder and path.is_file() else ""
 
 
 def _sizes(report: RunReport) -> Chart | None:

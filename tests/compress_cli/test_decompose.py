@@ -206,6 +206,7 @@ def test_spectra_and_curves_are_kept_in_the_run_folder(files: Path) -> None:
     panels = Path("run/decomposition.svg").read_text()
     assert panels.count("<polyline") == panels.count("<circle") == 3
     assert all(f">{name}<" in panels for name in ("conv", "conv2", "fc"))
+    assert panels in Path("run/report.html").read_text()
 
 
 def test_curves_in_numbers() -> None:
