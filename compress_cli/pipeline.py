@@ -18,7 +18,7 @@ from compress_cli.checking import read_report
 from compress_cli.checkpoint import LoadedModel, as_stored, load, load_module, read_tensors, save
 from compress_cli.config import RunConfig
 from compress_cli.console import Out
-from compress_cli.errors import UnsupportedModelError
+from compress_cli.errors import CompressError, UnsupportedModelError
 from compress_cli.methods import method_named
 from compress_cli.quality import Quality, open_quality
 from compress_cli.report import RunReport
@@ -91,7 +91,11 @@ def run(
             return read_report(session.folder.path)
         job = _start(session, method)
         session.folder.write_json("config.json", config.to_dict())
-        report = _run(job)
+        try:
+            report = _run(job)
+        except CompressError:
+            session.folder.give_up()
+            raise
         _write_report(session, report)
         return report
 

@@ -125,6 +125,13 @@ class RunFolder:
         self.wrote = True
         return path
 
+    def give_up(self) -> None:
+        """Remove what a run wrote that ended before it had a plan: to resume it would only end the same way."""
+        if not self.file("plan.json").exists():
+            for name in ("config.json", "state.json"):
+                self.file(name).unlink(missing_ok=True)
+            self.wrote = False
+
     def stage(self, name: str) -> Any:
         """What a finished stage recorded, or None."""
         return self.state["stages"].get(name)

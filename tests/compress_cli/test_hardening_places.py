@@ -303,3 +303,16 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 240) -
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the run did not start in time"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_run_that_ends_before_its_plan_leaves_nothing_to_resume(tmp_path: Path, planned: bool) -> None:
+    with RunFolder(tmp_path / "run").open(resume=False, overwrite=False) as folder:
+        folder.write_json("config.json", {})
+        folder.finish_stage("original", {"top1": 93.39})
+        if planned:
+            folder.write_json("plan.json", {})
+        folder.give_up()
+        kept = {name for name in ("config.json", "state.json", "plan.json") if folder.file(name).exists()}
+    assert kept == ({"config.json", "state.json", "plan.json"} if planned else set())
+    assert folder.wrote is planned
