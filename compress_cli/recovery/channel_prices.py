@@ -21,6 +21,7 @@ from compress_cli.recovery.images import arrange
 from compress_cli.recovery.jobs import output_offset
 from compress_cli.recovery.normal import NormalEquations
 from compress_cli.recovery.routine import SENSITIVE_IMAGES, RecoveryOptions
+from compress_cli.recovery.sampling import sampled_patches
 from compress_cli.recovery.sensitivity import sensitivities
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import Call, Traced, trace
@@ -125,14 +126,7 @@ def _reader(
     sums = NormalEquations.empty(1, columns, 0, matrix.device)
     limit = -(-max(options.rows_per_unknown * columns, ROWS) // len(stream))
     for index in range(len(stream)):
-        windows = call.geometry.windows(stream.values(index, [call.input])[call.input])
-        places = call.geometry.places(windows).numel()
-        chosen = None
-        if places > limit:
-            chosen = torch.randperm(places, generator=generator)[:limit].sort().values.to(windows.device)
-        patches = call.geometry.rows(windows, chosen)
-        if constant:
-            patches = torch.cat([patches, patches.new_ones(*patches.shape[:2], 1)], 2)
+        patches = sampled_patches(stream, index, call, limit=limit, constant=constant, generator=generator)
         sums.add(patches, patches[:, :, :0])
     gram = sums.gram[0] / max(sums.rows, 1)
     gram.diagonal().add_(RIDGE * gram.diagonal() + 1e-9 * gram.diagonal().mean().clamp(min=1e-30))
