@@ -147,6 +147,26 @@ def packing(document: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def tiers(document: dict[str, Any]) -> Iterator[str]:
+    """Accuracy per kilobyte of every form of weights."""
+    yield (
+        f"**Accuracy per kilobyte**: {document['what']}; top-1 on {document['test_images']:,} test images in ONNX "
+        "Runtime, kB of the file (`benchmarks/tiers_cifar.py`; `plain`: codebooks fitted without images)."
+    )
+    yield ""
+    rows = {(row["form"], row["sparsity"]): row for row in document["rows"]}
+    shares = sorted({share for _, share in rows})
+    cells = [
+        [form, *(_accuracy_and_size(rows.get((form, share))) for share in shares)]
+        for form in dict.fromkeys(row["form"] for row in document["rows"])
+    ]
+    yield from table(["form", *(f"{share:.0%} zeros" for share in shares)], cells)
+
+
+def _accuracy_and_size(row: dict[str, Any] | None) -> str:
+    return "-" if row is None else f"{row['accuracy']:.2f} in {row['bytes'] / 1e3:.0f} kB"
+
+
 def _packed(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
@@ -309,6 +329,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "oneshot.json": oneshot,
     "selection.json": selection,
     "packing_tiers.json": packing,
+    "tiers_cifar.json": tiers,
     "finetune-*.json": finetuning,
     "int8_speed.json": int8,
     "recovery.json": recovery,
