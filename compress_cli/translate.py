@@ -24,7 +24,10 @@ def pruning_errors() -> Iterator[None]:
     except m.BadOptions as error:
         raise UsageError(str(error), "compress prune --help lists what goes together") from error
     except m.NothingToPrune as error:
-        raise InputError(str(error), "compress inspect lists the tensors; check --only and --ignore") from error
+        fix = "compress inspect lists the tensors; check --only and --ignore"
+        if any(reason.startswith("element type") for reason in error.reasons):
+            fix = f"convert the weights to float32, float16 or bfloat16 first; {fix}"
+        raise InputError(str(error), fix) from error
     except m.InfeasibleSparsity as error:
         largest = int(error.largest * 1e6) / 1e6
         raise UsageError(str(error), f"--sparsity {largest:.6f} at most, or a smaller --floor") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 
 class PruningError(Exception):
     """Base of everything this package raises about a user's model or request."""
@@ -43,13 +46,20 @@ class NoMatch(PruningError):
 
 
 class NothingToPrune(PruningError):
-    """No tensor is left to rank."""
+    """No tensor is left to rank.
 
-    def __init__(self, left_out: int) -> None:
+    Attributes:
+        left_out: how many were looked at.
+        reasons: why each of them was left out, as far as known.
+    """
+
+    def __init__(self, left_out: int, reasons: Sequence[str] = ()) -> None:
         self.left_out = left_out
+        self.reasons = tuple(reasons)
+        most = ", ".join(f"{count} x {reason}" for reason, count in Counter(self.reasons).most_common(3))
         super().__init__(
             f"no weight to prune: none of the {left_out} tensors feeds a convolution or a matrix product"
-            " and was allowed by the patterns"
+            f" and was allowed by the patterns{f' ({most})' if most else ''}"
         )
 
 

@@ -86,7 +86,7 @@ def plan(ranked: Candidates, options: MagnitudeOptions, schedule: Schedule | Non
     """
     chosen = narrow(ranked, options.only, options.ignore)
     if not chosen.ranked:
-        raise NothingToPrune(len(chosen.left_out))
+        raise NothingToPrune(len(chosen.left_out), [item.reason for item in chosen.left_out])
     names, tensors = [item.name for item in chosen.ranked], [item.tensor for item in chosen.ranked]
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.is_meta:

@@ -71,17 +71,19 @@ def test_half_precision_with_an_architecture(runner: Runner, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "state",
+    ("state", "why"),
     [
-        {"a.weight": torch.ones(3, 3, dtype=torch.int64)},
-        {"a.weight": torch.ones(3, 3).to(torch.float8_e4m3fn)},
-        {"a.weight": torch.zeros(0, 3)},
-        {"a.bias": torch.ones(3)},
+        ({"a.weight": torch.ones(3, 3, dtype=torch.int64)}, "1 x element type int64"),
+        ({"a.weight": torch.ones(3, 3).to(torch.float8_e4m3fn)}, "1 x element type float8_e4m3fn"),
+        ({"a.weight": torch.zeros(0, 3)}, "1 x no elements"),
+        ({"a.bias": torch.ones(3)}, "1 x bias"),
     ],
     ids=["integers", "fp8", "zero-size", "a bias"],
 )
-def test_files_without_a_rankable_weight(runner: Runner, tmp_path: Path, state: dict[str, Tensor]) -> None:
-    runner.refused(save_torch(tmp_path / "w.pt", state), *HALF, code=3, says="no weight to prune")
+def test_files_without_a_rankable_weight(runner: Runner, tmp_path: Path, state: dict[str, Tensor], why: str) -> None:
+    outcome = runner.refused(save_torch(tmp_path / "w.pt", state), *HALF, code=3, says="no weight to prune")
+    assert why in outcome.message
+    assert ("convert the weights to float32" in outcome.message) == why.startswith("1 x element type")
 
 
 def test_integer_zero_size_and_scalar_tensors_beside_others_are_carried_along(runner: Runner, tmp_path: Path) -> None:
