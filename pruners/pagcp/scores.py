@@ -38,6 +38,9 @@ def l1_scores(model: nn.Module, groups: Groups) -> Scores:
 def fisher_scores(model: nn.Module, groups: Groups, data: TaskData) -> dict[str, Scores]:
     """F_t(channel) = sum over samples of (dL_t/dgate)^2 over the mean loss (plus floor), for every task at once.
 
+    Where a task has targets for some samples only, its sum is scaled up to all of them: else the task that has the
+    fewest targets would count least.
+
     The gate is a factor 1 on the channel wherever another layer reads it, so dL/dgate = sum x * dL/dx over those
     inputs, dL/dx through that reader alone (what flows past it on a skip connection is counted where it is read): one
     backward per task gives it for all channels and samples. Readers that are no plain convolution or
@@ -62,7 +65,9 @@ def fisher_scores(model: nn.Module, groups: Groups, data: TaskData) -> dict[str,
                 if values.requires_grad:
                     _add(sums, readers, inputs, values, working)
     for task, sums in totals.items():
-        scale = mean(torch.cat(losses[task])) + data.floors.get(task, 0.0)
+        known = torch.cat(losses[task])
+        share = float((~torch.isnan(known)).double().mean())
+        scale = share * (mean(known) + data.floors.get(task, 0.0))
         totals[task] = [values / scale if scale > 0 else values for values in sums]
     return totals
 

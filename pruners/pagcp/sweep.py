@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pruners.channels import CostModel
 from pruners.channels.errors import InfeasibleBudget
-from pruners.pagcp.budgets import tolerances
+from pruners.pagcp.budgets import Tolerances, suggested_first, tolerances
 from pruners.pagcp.options import RATIOS, PagcpOptions, floor_of, most_removed
 from pruners.pagcp.oracle import Oracle
 from pruners.pagcp.path import Progress
@@ -29,6 +29,9 @@ from pruners.pagcp.tasks import Losses, mean, rise
 
 PROBE = 0.3
 """Share of each group's channels whose saving orders the walk."""
+
+STALLED = 0.02
+"""Share of the whole cost that a round must save; after less, the next round's tolerances are twice as wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,9 @@ def merged(cuts: Sequence[Committed]) -> Chosen:
 def sweep(oracle: Oracle, options: PagcpOptions, scores: Scores | None, on_step: Progress | None = None) -> Swept:
     """Walk the groups, up to `options.rounds` times, until the cost target is met.
 
+    Nothing is trained between the rounds here, so the published tolerances soon let nothing go any more: where only a
+    cost target is given, a round that saved next to nothing doubles them.
+
     Args:
         scores: fixed channel scores; None: L1 of the weights as they are.
 
@@ -82,7 +88,8 @@ def sweep(oracle: Oracle, options: PagcpOptions, scores: Scores | None, on_step:
     allowed = dict(options.max_rise) or dict.fromkeys(base, options.round_rise)
     cuts: list[Committed] = []
     steps: list[Step] = []
-    decay = 1.0
+    decay, first = 1.0, options.first_rise
+    dense = cost = _cost(oracle, options, {})
     for number in range(1, options.rounds + 1):
         if number > 1:
             oracle.reference = oracle.losses()
@@ -90,7 +97,8 @@ def sweep(oracle: Oracle, options: PagcpOptions, scores: Scores | None, on_step:
         if options.max_rise and number > 1:  # what earlier rounds have left of the bound
             so_far = {task: _rise(oracle, oracle.reference, base, task) for task in base}
             bounds = {task: max(0.0, (1 + bound) / (1 + so_far[task]) - 1) for task, bound in allowed.items()}
-        walk = _Round(oracle, options, scores or l1_scores(oracle.model, oracle.groups), bounds, merged(cuts), number)
+        ranked = scores or l1_scores(oracle.model, oracle.groups)
+        walk = _Round(oracle, options, ranked, tolerances(bounds, len(ranked), first), merged(cuts), number)
         walk.run(on_step)
         decay = walk.decay if number == 1 else decay
         steps += walk.steps
@@ -98,11 +106,11 @@ def sweep(oracle: Oracle, options: PagcpOptions, scores: Scores | None, on_step:
         if len(kept) < len(walk.cuts):
             oracle.reset(merged([*cuts, *kept]))
         cuts += kept
-        if options.target is None or _cost(oracle, options, merged(cuts)) <= options.target:
+        before, cost = cost, _cost(oracle, options, merged(cuts))
+        if options.target is None or cost <= options.target or (options.max_rise and not kept):
             break
-        if not kept and options.max_rise:
-            break
-        if not kept:
+        if not options.max_rise and before - cost < STALLED * dense:
+            first = 2 * (suggested_first(min(allowed.values()), len(ranked)) if first is None else first)
             allowed = {task: 2 * bound for task, bound in allowed.items()}
     return Swept(tuple(cuts), tuple(steps), decay)
 
@@ -122,7 +130,7 @@ class _Round:
         oracle: Oracle,
         options: PagcpOptions,
         scores: Scores,
-        bounds: dict[str, float],
+        spread: Tolerances,
         gone: Chosen,
         number: int,
     ) -> None:
@@ -133,7 +141,6 @@ class _Round:
         for group, units in gone.items():
             self.cost.remove_all((group, unit) for unit in units)
         self.start = oracle.reference
-        spread = tolerances(bounds, len(self.groups), options.first_rise)
         self.spread, self.decay = spread, spread.decay
         self.cuts: list[Committed] = []
         self.steps: list[Step] = []

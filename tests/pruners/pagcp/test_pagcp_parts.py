@@ -70,7 +70,8 @@ def test_fisher_is_the_squared_gate_gradient_sample_by_sample(net: TwoHeads, gro
     gated = Gated(copy.deepcopy(net))
     names = [group.name for group in groups.groups]
     expected = {task: [torch.zeros(group.units, dtype=torch.float64) for group in groups.groups] for task in found}
-    means = {task: float(values.nanmean()) for task, values in evaluate(data, net).items()}
+    judged = evaluate(data, net)
+    means = {task: float(values.nanmean() * (~values.isnan()).double().mean()) for task, values in judged.items()}
     for x, target in data.batches:
         for sample in range(len(x)):
             batch = (x[sample : sample + 1], {name: value[sample : sample + 1] for name, value in target.items()})
@@ -97,6 +98,17 @@ def test_probes_score_where_the_losses_vanish(net: TwoHeads, groups: Groups) -> 
     assert all(float(table.sum()) == 0 for table in fisher_scores(net, groups, teacher)["label"])
     probed = dataclasses.replace(teacher, probes=lambda y, b: {"label": y["label"].sum(1)})
     assert all(float(table.sum()) > 0 for table in fisher_scores(net, groups, probed)["label"])
+
+
+def test_missing_targets_do_not_make_a_task_count_less(net: TwoHeads, groups: Groups) -> None:
+    """Twice the samples, the second half without a target for one task: its scores stay what they were."""
+    data = two_head_data(net)
+    empty = [(x, {**target, "map": torch.full_like(target["map"], -1)}) for x, target in data.batches]
+    wider = dataclasses.replace(data, batches=[*data.batches, *empty])
+    once, twice = (fisher_scores(net, groups, each) for each in (data, wider))
+    for task in once:
+        for left, right in zip(once[task], twice[task], strict=True):
+            torch.testing.assert_close(2 * left, right)
 
 
 def test_l1_adds_the_mean_size_of_all_producers(net: TwoHeads, groups: Groups) -> None:

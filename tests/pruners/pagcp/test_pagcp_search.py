@@ -339,3 +339,12 @@ def test_options_that_make_no_sense_are_refused(values: dict[str, object], words
 def test_a_bound_for_an_unknown_task_is_refused(net: nn.Module, groups: Groups, data: TaskData) -> None:
     with pytest.raises(BadChannelOptions, match=r"no task 'sgm'; tasks: label, map"):
         plan(net, EXAMPLE, data, PagcpOptions(max_rise={"sgm": 0.1}), groups=groups)
+
+
+def test_a_cost_target_is_met_although_the_published_tolerances_stall(
+    net: nn.Module, groups: Groups, data: TaskData
+) -> None:
+    target = int(0.3 * CostModel(groups).macs)
+    options = reference(target=target, rounds=20, probe=0, min_channels="1", first_rise=1e-3, round_rise=0.1)
+    found = plan(net, EXAMPLE, data, options, groups=groups)
+    assert found.record.found <= target
