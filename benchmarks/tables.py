@@ -263,6 +263,38 @@ def corpus(document: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def multitask(document: dict[str, Any]) -> Iterator[str]:
+    """Three tasks on coffee leaves: searches, baselines, and what a search costs."""
+    original, images = document["original"], document["images"]
+    yield (
+        f"**Three tasks** on coffee leaves at 40 % of the MACs (`benchmarks/pagcp_coffee.py`): stress and severity "
+        f"(top-1), leaf and symptom pixels (mean IoU), {images['test']} test images, {document['tune_epochs']} epochs "
+        f"of tuning; {document['note']}."
+    )
+    yield ""
+    rows = {"trained network": (original["macs"], original["test"])}
+    rows |= {name: (row.get("macs"), row["tuned"]) for name, row in document["at_40_percent"].items()}
+    sizes = {"dense smaller sibling": None, "pruned shape from scratch": document["at_40_percent"]["default (path)"]}
+    for name, row in document["baselines"].items():
+        rows[name] = (row.get("macs") or (sizes.get(name) or {}).get("macs"), row["test"])
+    cells = [
+        [
+            name,
+            f"{(macs or original['macs']) / original['macs']:.0%}",
+            *(f"{test[task]['metric']:.1f}" for task in ("stress", "severity", "mask")),
+        ]
+        for name, (macs, test) in rows.items()
+    ]
+    yield from table(["", "MACs", "stress", "severity", "mask"], cells)
+    first, *_, cost = document["search_cost"].values()
+    yield ""
+    yield (
+        f"The published search takes {first['full_forwards']:.0f} forward passes over the calibration images, ours, "
+        f"with a cache and a sequential test, {cost['full_forwards']:.1f} ({cost['times_fewer']:.1f} times fewer, "
+        f"{'the same' if cost['same_decisions'] else 'other'} decisions)."
+    )
+
+
 def sweep_caches(document: dict[str, Any]) -> Iterator[str]:
     """A sweep against separate runs."""
     equal = "the same results" if document["equal"] else "other results"
@@ -336,6 +368,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "decompose_accuracy.json": decompose_accuracy,
     "decompose_latency.json": decompose_latency,
     "combined.json": combined,
+    "pagcp_coffee.json": multitask,
     "sweep_caches.json": sweep_caches,
     "torchvision_corpus.json": corpus,
 }
