@@ -22,8 +22,8 @@ AS_FOUR_BITS = "packed-cb4"
 """The error that `packed-cb` may have where no budget is given: that of four bits in every layer."""
 
 
-ROUNDING = 1e-4
-"""Relative difference of float32 outputs that another order of the same additions explains, in a deep network too."""
+ROUNDING = 1e-6
+"""Relative difference of float32 outputs that another order of the same additions explains."""
 
 
 @dataclass(frozen=True, slots=True)
