@@ -25,7 +25,7 @@ from packing_tiers import processor
 
 from exporters.feeds import compare, random_feeds
 from exporters.int8 import METHODS, has_vnni, quantize_int8
-from exporters.packing import unpack
+from exporters.unpacking import unpack
 from exporters.verify import session
 from profilers.latency import compare as compare_latency
 from profilers.size import file_size

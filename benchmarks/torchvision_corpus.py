@@ -224,7 +224,8 @@ def with_packing(row: dict[str, Any], folder: Path) -> dict[str, Any]:
 def packing(shipped: Path, folder: Path) -> dict[str, Any]:
     """Expand the file, pack it again in two ways, compare."""
     from exporters.feeds import compare, random_feeds
-    from exporters.packing import pack, unpack
+    from exporters.packing import pack
+    from exporters.unpacking import unpack
 
     plain, again = folder / "plain.onnx", folder / "again.onnx"
     unpack(shipped, plain)

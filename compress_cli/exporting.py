@@ -161,7 +161,7 @@ def _dense(request: Request, folder: Path, out: Out, notes: list[str]) -> _Dense
     path = folder / "dense.onnx"
     if sniff(request.source) is Kind.ONNX:
         from exporters import files
-        from exporters.packing import unpack
+        from exporters.unpacking import unpack
 
         given = [flag for flag in ("arch", "arch_args", "trust_pickle") if request.model[flag]]
         if given:

@@ -59,7 +59,7 @@ def prune_onnx(source: Path, target: Path, options: MagnitudeOptions) -> OnnxPru
     from onnx import numpy_helper
 
     from exporters import files
-    from exporters.packing import unpack
+    from exporters.unpacking import unpack
     from exporters.weights import constants_to_initializers, weights
     from pruners import magnitude
 

@@ -127,7 +127,7 @@ def _carry_out(config: RunConfig, source: Path, work: Path, scratch: Path, out: 
     from compress_cli.onnx_input import prune_onnx
     from compress_cli.translate import pruning_errors
     from compress_cli.weight_forms import write_form
-    from exporters.packing import unpack
+    from exporters.unpacking import unpack
     from profilers.size import file_size
     from pruners.magnitude import MagnitudeOptions
 

@@ -21,8 +21,9 @@ from exporters import files
 from exporters.errors import BadOnnxFile, first_line
 from exporters.feeds import Feed
 from exporters.folding import optimized_graph
-from exporters.packing import LEAST_OPSET, PackResult, pack, unpack
+from exporters.packing import LEAST_OPSET, PackResult, pack
 from exporters.quiet import quiet
+from exporters.unpacking import unpack
 
 Array = NDArray[Any]
 Method = Literal["minmax", "entropy", "percentile"]

@@ -15,8 +15,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from exporters import files
 from exporters.errors import BadOnnxFile, first_line
-from exporters.packing import unpack
 from exporters.quiet import no_native_stdout, quiet
+from exporters.unpacking import unpack
 
 ENGINES = {
     "nnapi": "nnapi_supported_ops.md",

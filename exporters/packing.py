@@ -2,14 +2,13 @@
 
 A weight tensor W is replaced by a decoder sub-graph whose last output is called W (`decoder`). Runtimes evaluate it
 once, by constant folding: the running model is the dense one. Lossless for `packed`; the other tiers change values
-first (`values`) and then store exactly those. `unpack` is the way back.
+first (`values`) and then store exactly those. `unpacking` is the way back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from exporters import files
 from exporters.bitcode import GapIndex
 from exporters.decoder import Block, Emitter, emit_block, emit_zero
 from exporters.errors import BadOnnxFile
-from exporters.folding import evaluate_decoders, folded, replace_decoders
+from exporters.folding import evaluate_decoders, folded
 from exporters.layout import (
     GAP8_ELEMENTS,
     Layout,
@@ -35,13 +34,13 @@ from exporters.layout import (
 )
 from exporters.proto import value_names
 from exporters.shorten import shorten
-from exporters.slabs import Slab, join_layers, split_layers
+from exporters.slabs import Slab, split_layers
 from exporters.values import VALUE_CODES, Quantized, code_bits, effective_code, positive_zero, quantize
 from exporters.weights import Left, Weight, constants_to_initializers, negative_zeros, weights
 
 Array = NDArray[Any]
 
-__all__ = ["TIERS", "PackResult", "PackedTensor", "folded", "pack", "tier_code", "unpack"]
+__all__ = ["TIERS", "PackResult", "PackedTensor", "folded", "pack", "tier_code"]
 
 LEAST_OPSET = 13
 LOAD_MEMORY = 4.3  # peak of ONNX Runtime 1.32 over the size of a 411 MB layer in one piece (dense: 2.0)
@@ -196,64 +195,6 @@ def pack(
         files.check(target)
         _compare(layout, target)
     return dataclasses.replace(result, folded=folded(target))
-
-
-def unpack(source: Path, target: Path) -> tuple[str, ...]:
-    """Write a packed file as a plain one; returns the names of the weights that were unpacked.
-
-    Each tensor is what the decoder gives, bit for bit; the rest of the graph is untouched. A file without decoders is
-    written as it is.
-
-    Raises:
-        BadOnnxFile: `source` is no sound ONNX model, or its decoders cannot be evaluated.
-    """
-    model = files.read(source)
-    names = _restore(model, source)
-    if not names:
-        files.copy(source, target, model)
-        return ()
-    files.write(model, target)
-    files.check(target)
-    return names
-
-
-def _restore(model: ModelProto, source: Path) -> tuple[str, ...]:
-    """Put plain tensors and whole layers in place of decoders and slabs; the names of what was decoded."""
-    arrays = evaluate_decoders(model, source)
-    if arrays:
-        replace_decoders(model, arrays)
-        join_layers(model)
-        for mark in [item for item in model.metadata_props if item.key == MARK]:
-            model.metadata_props.remove(mark)
-    return tuple(arrays)
-
-
-def unpacks_to(packed: Path, dense: Path) -> bool:
-    """Whether unpacking gives back tensors of `dense` bit for bit (but for the sign of zeros).
-
-    Both files may compute further constants from their tensors (a reshaped table): those are compared by value, since
-    packing shortens the names of what nodes give.
-
-    Raises:
-        BadOnnxFile: one of the files is no sound ONNX model, or a decoder cannot be evaluated.
-    """
-    model = files.read(packed)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    if not _restore(model, packed):
-        return False
-    original = files.read(dense)
-    plain = {tensor.name: tensor for tensor in original.graph.initializer}
-    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name not in stored}
-    wanted = {name: numpy_helper.to_array(plain[name]) for name in found if name in plain}
-    if any(_content(found[name]) != _content(array) for name, array in wanted.items()):
-        return False
-    computed = Counter(map(_content, evaluate_decoders(original, dense).values()))
-    return Counter(_content(array) for name, array in found.items() if name not in wanted) <= computed
-
-
-def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
-    """Element type, shape and values, the sign of zeros left out."""
-    return array.dtype.str, array.shape, (array + 0).tobytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from exporters.errors import BadOnnxFile
 from exporters.feeds import Comparison, Feed, answers, compare_answers
-from exporters.packing import unpack
+from exporters.unpacking import unpack
 from profilers.errors import MeasurementFailed
 from profilers.mobile.base import convert_in_process, missing
 from profilers.mobile.plain import plain

@@ -13,7 +13,8 @@ from exporters.allocation import Allocation, allocate, uniform_error
 from exporters.calibration import importance
 from exporters.feeds import Comparison, Feed, compare, random_feeds
 from exporters.int8 import Int8Result, Method, quantize_int8
-from exporters.packing import TIERS, PackResult, pack, unpacks_to
+from exporters.packing import TIERS, PackResult, pack
+from exporters.unpacking import unpacks_to
 
 WEIGHTS = ("dense", *TIERS, "packed-cb", "int8")
 """`packed-cb` chooses the bits of each layer; the others are the tiers of `packing` and static int8."""

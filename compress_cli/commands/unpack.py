@@ -36,7 +36,7 @@ def unpack(
     source = existing_onnx(file)
     target = free_target(output or str(source.with_suffix(".plain.onnx")), source, overwrite=overwrite)
     with onnx_errors():
-        from exporters.packing import unpack as expand
+        from exporters.unpacking import unpack as expand
 
         with published(target) as work:
             names = expand(source, work)

@@ -12,7 +12,7 @@ from onnx import helper
 
 from compress_cli.app import run as compress
 from exporters import files
-from exporters.packing import unpack
+from exporters.unpacking import unpack
 from tests.exporters.onnx_nets import convnet, initializers, make, run, save, sparse
 
 

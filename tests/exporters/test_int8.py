@@ -12,7 +12,8 @@ from onnx import numpy_helper
 from exporters.errors import BadOnnxFile
 from exporters.feeds import compare, random_feeds
 from exporters.int8 import METHODS, fusion, quantize_int8
-from exporters.packing import pack, unpack
+from exporters.packing import pack
+from exporters.unpacking import unpack
 from tests.exporters.onnx_nets import convnet, run, save
 
 

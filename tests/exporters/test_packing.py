@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from exporters import files, layout
 from exporters.errors import BadOnnxFile
 from exporters.folding import decoder_nodes
-from exporters.packing import TIERS, PackResult, folded, pack, tier_code, unpack, unpacks_to
+from exporters.packing import TIERS, PackResult, folded, pack, tier_code
+from exporters.unpacking import unpack, unpacks_to
 from tests.exporters.onnx_nets import convnet, initializers, make, run, save, sparse
 
 WEIGHTS = ["c1.weight", "c2.weight", "fc.weight", "out.weight"]

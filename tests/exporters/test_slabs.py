@@ -12,8 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from exporters import packing
-from exporters.packing import pack, unpack, unpacks_to
+from exporters.packing import pack
 from exporters.slabs import MARK
+from exporters.unpacking import unpack, unpacks_to
 from tests.exporters.onnx_nets import convnet, initializers, make, run, save, sparse
 
 LEAST = 4000
