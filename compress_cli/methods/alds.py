@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress_cli.atomic import atomic_path
 from compress_cli.errors import CompressError, UsageError, VerificationError
-from compress_cli.methods.alds_budgets import ONNX_OVERHEAD, Budget, achieved_counts
-from compress_cli.methods.base import Measured
-from compress_cli.methods.device_limits import device_asked, forms_ms, module_ms, solve_for_device
+from compress_cli.methods.alds_budgets import Budget, achieved_counts
+from compress_cli.methods.alds_limits import budgets_asked, spectra_file
+from compress_cli.methods.base import Measured, compare_counts
+from compress_cli.methods.device_limits import device_asked, forms_ms, solve_for_device
 from compress_cli.render.curves import Curve, lines, picture
 from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import decomposition_errors
@@ -125,14 +126,14 @@ class Alds:
         """
         assert loaded.module is not None  # the pipeline has seen to both
         assert loaded.example_inputs is not None
-        options, store = self._options(session.config, _linear_share(loaded.module)), _spectra_file(session)
+        options, store = self._options(session.config, _linear_share(loaded.module)), spectra_file(session)
         images = tuple(quality.calibration()) if options.needs_images and quality is not None else ()
         with _gone_if_refused(store), decomposition_errors():
             with session.stage("spectra"):
                 analysis = session.shared.once(
                     f"alds {options}", lambda: _analyse(session, loaded, options, images, store)
                 )
-            budgets = tuple(_budgets(session, loaded, analysis))
+            budgets = tuple(budgets_asked(session, loaded, analysis))
             timings = _timings(session, loaded.module, analysis) if any(b.quantity == "ms" for b in budgets) else None
             chosen = solve_for_device(session, loaded, analysis, budgets, timings)
             plan = alds.with_true_errors(chosen, loaded.module, analysis.moments)
@@ -203,8 +204,8 @@ class Alds:
             VerificationError: the model does not have the predicted parameters or MACs.
         """
         before, after = measured.complexity_before, measured.complexity_after
-        _compare("parameters", plan.plan.params_before - plan.plan.params_after, before.params - after.params)  # type: ignore[union-attr]
-        _compare("MACs", plan.plan.macs_before - plan.plan.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
+        compare_counts("parameters", plan.plan.params_before - plan.plan.params_after, before.params - after.params)  # type: ignore[union-attr]
+        compare_counts("MACs", plan.plan.macs_before - plan.plan.macs_after, before.macs - after.macs)  # type: ignore[union-attr]
         rows = []
         for budget in plan.budgets:
             count = achieved_counts(budget, after)
@@ -254,17 +255,6 @@ def _schemes(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdigit() for part in parts):
         raise ValueError(f"--schemes {text!r} is no list of numbers from 0 to 3, such as 0,3, and not `all`")
     return tuple(int(part) for part in parts)
-
-
-def _spectra_file(session: Session) -> Path | None:
-    """Where spectra are kept: in the run folder, or in the folder that all runs of a sweep share."""
-    if session.shared.folder is not None:
-        session.shared.folder.mkdir(parents=True, exist_ok=True)
-        return session.shared.folder / "spectra.npz"
-    try:
-        return session.folder.file("spectra.npz")
-    except RuntimeError:  # a dry run has no folder
-        return None
 
 
 @contextmanager
@@ -334,70 +324,6 @@ def _timings(session: Session, module: nn.Module, analysis: alds.Analysis) -> An
         return session.shared.once(
             f"alds timings {analysis.options}",
             lambda: measure_forms(module, analysis, config.threads, config.seed),
-        )
-
-
-def _budgets(session: Session, loaded: LoadedModel, analysis: alds.Analysis) -> list[Budget]:
-    """Every limit in absolute numbers.
-
-    Raises:
-        UsageError: a limit on the ONNX file or its latency in a dry run, where there is no file.
-    """
-    limits = {limit.kind: limit for limit in session.config.limits()}
-    found = []
-    if limit := limits.get("params"):
-        total = float(analysis.structure.params)
-        found.append(Budget("params", limit.text, float(limit.bound(total) or 0.0), total))
-    if limit := limits.get("macs"):
-        total = float(_complexity(session, loaded).macs)
-        found.append(Budget("macs", limit.text, float(limit.bound(total) or 0.0), total))
-    if limit := limits.get("bytes"):
-        total, exact = _onnx_bytes(session, loaded, analysis)
-        allowed = float(limit.bound(total) or 0.0) - (ONNX_OVERHEAD * len(analysis.tables) if exact else 0)
-        found.append(Budget("bytes", limit.text, max(allowed, 0.0), total))
-    if limit := limits.get("ms"):
-        median, least = _original_ms(session, loaded)
-        share = float(limit.bound(median) or 0.0) / median  # layers are timed by their least, so is the whole
-        found.append(Budget("ms", limit.text, share * least, least))
-    return found
-
-
-def _complexity(session: Session, loaded: LoadedModel) -> Any:
-    from profilers.complexity import measure
-
-    assert loaded.module is not None
-    return session.shared.once("complexity", lambda: measure(loaded.module, loaded.example_inputs))  # type: ignore[arg-type]
-
-
-def _onnx_bytes(session: Session, loaded: LoadedModel, analysis: alds.Analysis) -> tuple[float, bool]:
-    """Bytes of the original ONNX file, and whether they were measured; a dry run counts tensors instead."""
-    if _spectra_file(session) is None:
-        return float(analysis.bytes_total), False
-    from compress_cli.shipping import export_original
-
-    original = session.shared.once("original onnx", lambda: export_original(session, loaded))
-    return float(original.file_bytes), True
-
-
-def _original_ms(session: Session, loaded: LoadedModel) -> tuple[float, float]:
-    """Median and least latency of the original ONNX file on this machine; twice the same where it is predicted."""
-    from compress_cli.methods.layer_timings import original_ms
-    from compress_cli.shipping import export_original
-
-    device = device_asked(session.config)
-    if device is not None:
-        return (module_ms(loaded, loaded.module, device),) * 2
-    if _spectra_file(session) is None:
-        raise UsageError("--max-latency needs measurements, which a dry run does not make", "plan with --max-flops")
-    original = session.shared.once("original onnx", lambda: export_original(session, loaded))
-    return session.shared.once("original ms", lambda: original_ms(original.path, session.config.threads))
-
-
-def _compare(what: str, planned: int, found: int) -> None:
-    if planned != found:
-        raise VerificationError(
-            f"the plan saves {planned:,} {what}, the written model {found:,}",
-            "this is a bug in compress: please report it with the run folder's log.txt",
         )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from compress_cli.errors import VerificationError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from compress_cli.quality import Quality
     from compress_cli.report import Achieved, Gate, LayerRow, Skipped
     from compress_cli.session import Session
+
+
+BUG = "this is a bug in compress: please report it with the run folder's log.txt"
 
 
 class Plan(Protocol):
@@ -90,3 +95,13 @@ class Method(Protocol):
 
     def gates(self, plan: Any) -> tuple[Gate, ...]:
         """Verdicts on limits that only the method can judge; empty for most."""
+
+
+def compare_counts(what: str, planned: int, counted: int) -> None:
+    """Refuse a file that does not hold what the plan predicted.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if planned != counted:
+        raise VerificationError(f"the plan saves {planned:,} {what}, the written model {counted:,}", BUG)

@@ -8,7 +8,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any
 
 from compress_cli.errors import InputError, UsageError, VerificationError
-from compress_cli.methods.base import Measured
+from compress_cli.methods.base import BUG, Measured, compare_counts
 from compress_cli.methods.device_limits import cut_for_device, device_asked, limit_asked
 from compress_cli.methods.file_limits import check_file_limits, cut_for_file, file_limit
 from compress_cli.report import Achieved, Gate, LayerRow, Skipped
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RECOVERY = "recovery"
 """The score that `pruners` does not have: prices after compensation, from images."""
-BUG = "this is a bug in compress: please report it with the run folder's log.txt"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,16 +227,6 @@ def skipped_rows(groups: Groups) -> tuple[Skipped, ...]:
     """Frozen output channels of weights, with reasons."""
     frozen = (item for item in groups.frozen if item.dim == 0 and item.tensor.endswith("weight"))
     return tuple(Skipped(f"{item.tensor}: {item.count} of {item.size}", str(item.reason)) for item in frozen)
-
-
-def compare_counts(what: str, planned: int, counted: int) -> None:
-    """Refuse a file that does not hold what the plan predicted.
-
-    Raises:
-        VerificationError: it does not.
-    """
-    if planned != counted:
-        raise VerificationError(f"the plan saves {planned:,} {what}, the written model {counted:,}", BUG)
 
 
 def layer_rows(plan: Any, measured: Measured) -> tuple[LayerRow, ...]:

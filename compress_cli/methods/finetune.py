@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from compress_cli.checkpoint import LoadedModel
     from compress_cli.config import RunConfig
-    from compress_cli.methods.base import Measured
+    from compress_cli.methods.base import BUG, Measured
     from compress_cli.quality import Quality
     from compress_cli.session import Session
 
@@ -71,6 +71,6 @@ class Finetune(Magnitude):
         if found < plan.zeros_before:
             raise VerificationError(
                 f"the written model holds {found:,} zeros, {plan.zeros_before:,} were there before training",
-                "this is a bug in compress: please report it with the run folder's log.txt",
+                BUG,
             )
         return (Achieved("sparsity", "as before", plan.zeros_before, found, plan.weights),)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress_cli.errors import UnsupportedModelError, UsageError, VerificationError
 from compress_cli.methods import priced
-from compress_cli.methods.base import Measured
+from compress_cli.methods.base import BUG, Measured
 from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import pruning_errors
 from pruners import magnitude
@@ -105,7 +105,7 @@ class Magnitude:
         if found < expected:
             raise VerificationError(
                 f"the written model holds {found:,} zeros, {expected:,} were made",
-                "this is a bug in compress: please report it with the run folder's log.txt",
+                BUG,
             )
         return (Achieved("sparsity", str(config.sparsity), asked, found, plan.weights),)
 
