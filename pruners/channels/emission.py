@@ -72,10 +72,10 @@ def programs_of(model: nn.Module, groups: Groups, gone: Ids) -> tuple[list[Progr
     rewriter = Rewriter(groups, gone)
     found = []
     for trace, entry in zip(groups.traces, groups.entries, strict=True):
-        program, dynamic = _dynamic_program(model, trace, entry)
+        program, twins, dynamic = _dynamic_program(model, trace, entry)
         if trace.mode == "train" and _mutations(program):
             continue  # a functional train graph runs, but its backward does not
-        found.append(_compile(model, trace, program, rewriter, dynamic))
+        found.append(_compile(model, trace, program, twins, rewriter, dynamic))
     return found, rewriter
 
 
@@ -108,8 +108,15 @@ def _takes_all(node: fx.Node) -> bool:
     return bounds[0] in (None, 0) and isinstance(bounds[1], int) and bounds[1] >= 2**62 and bounds[2] in (None, 1)
 
 
-def _dynamic_program(model: nn.Module, trace: Trace, entry: Entry) -> tuple[ExportedProgram, bool]:
+_COPYING_VIEW = "aten._unsafe_view.default"
+Twins = Mapping[fx.Node, fx.Node]
+"""operator of a dynamic trace -> the same one of the static trace"""
+
+
+def _dynamic_program(model: nn.Module, trace: Trace, entry: Entry) -> tuple[ExportedProgram, Twins, bool]:
     """The entry traced with any batch size if that gives the same operators, else the static trace."""
+    static = _operators(trace.program)
+    itself = (trace.program, dict(zip(static, static, strict=True)), False)
     args = doubled(entry.args)
     shapes = pytree.tree_map(
         lambda item: {0: Dim.DYNAMIC} if isinstance(item, Tensor) and item.dim() and item.shape[0] > 1 else None, args
@@ -117,13 +124,32 @@ def _dynamic_program(model: nn.Module, trace: Trace, entry: Entry) -> tuple[Expo
     try:
         program = read_graph(model, Entry(entry.mode, args, entry.kwargs), (*shapes,) if not entry.kwargs else None)
     except CannotTrace:
-        return trace.program, False
-    same = [str(n.target) for n in _operators(program)] == [str(n.target) for n in _operators(trace.program)]
-    return (program, True) if same else (trace.program, False)
+        return itself
+    twins = _paired(_operators(program), static)
+    return itself if twins is None else (program, twins, True)
 
 
-def _compile(model: nn.Module, trace: Trace, program: ExportedProgram, rewriter: Rewriter, dynamic: bool) -> Program:
-    twins = dict(zip(_operators(program), _operators(trace.program), strict=True))
+def _paired(dynamic: Sequence[fx.Node], static: Sequence[fx.Node]) -> Twins | None:
+    """Operators of two traces of one model side by side; None where they differ.
+
+    A reshape that is a view of one image copies when there are two: `clone, _unsafe_view` is the twin of `view`.
+    """
+    found: dict[fx.Node, fx.Node] = {}
+    for node in dynamic:
+        twin = static[len(found)] if len(found) < len(static) else None
+        ours, theirs = str(node.target), str(twin.target) if twin is not None else ""
+        feeds = [str(user.target) for user in node.users]
+        if (ours, theirs) == ("aten.clone.default", "aten.view.default") and feeds == [_COPYING_VIEW]:
+            continue
+        if ours != theirs and (ours, theirs) != (_COPYING_VIEW, "aten.view.default"):
+            return None
+        found[node] = static[len(found)]
+    return found if len(found) == len(static) else None
+
+
+def _compile(
+    model: nn.Module, trace: Trace, program: ExportedProgram, twins: Twins, rewriter: Rewriter, dynamic: bool
+) -> Program:
     targets = {
         spec.arg.name: (spec.kind, spec.target)
         for spec in program.graph_signature.input_specs

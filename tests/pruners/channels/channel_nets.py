@@ -139,7 +139,7 @@ def _qkv_parts() -> dict[str, object]:
     return {"qkv": nn.Linear(32, 96), "proj": nn.Linear(32, 32), "ln": nn.LayerNorm(32)}
 
 
-def _qkv_separate() -> dict[str, object]:
+def separate_parts() -> dict[str, object]:
     return {name: nn.Linear(32, 32) for name in ("q", "k", "v", "proj")}
 
 
@@ -376,8 +376,8 @@ SUITE = [
     ),
     Case("attn_qkv_fixed", lambda: Tokens(_qkv(8), 32, **_qkv_parts()), 0.35),
     Case("attn_qkv_flexible", lambda: Tokens(_qkv(-1), 32, **_qkv_parts()), 0.35),
-    Case("attn_separate_fixed", lambda: Tokens(_separate(False, 8), 32, **_qkv_separate()), 0.33),
-    Case("attn_separate_fused", lambda: Tokens(_separate(True, -1), 32, **_qkv_separate()), 0.33),
+    Case("attn_separate_fixed", lambda: Tokens(_separate(False, 8), 32, **separate_parts()), 0.33),
+    Case("attn_separate_fused", lambda: Tokens(_separate(True, -1), 32, **separate_parts()), 0.33),
     Case(
         "mha",
         lambda: Tokens(
@@ -394,98 +394,6 @@ SUITE = [
     Case("lstm", lambda: Tokens(lambda m, y: m.rnn(y)[0], 24, rnn=nn.LSTM(32, 24, batch_first=True)), 1.0),
     Case("dataclass_like_output", Outputs, 0.25),
     Case("train_only_branch", TrainBranch, 0.31),
-]
-
-
-def _two(body: Callable[[Net, Tensor], Tensor], last: int = 24, **parts: object) -> nn.Module:
-    return Net(body, last, **{"c0": c(3, 16), "c1": c(16, 24), **parts})
-
-
-def _shift(m: Net, x: Tensor) -> Tensor:
-    y = m.c0(x)
-    z = torch.zeros_like(y)
-    z[:, :4], z[:, 4:8], z[:, 8:] = y[:, 4:8], y[:, :4], y[:, 8:]
-    return m.c1(z)
-
-
-def _write(m: Net, x: Tensor) -> Tensor:
-    y = m.c0(x)
-    y[:, :8] = 2 * y[:, :8]
-    return m.c1(y)
-
-
-def _alias(m: Net, x: Tensor) -> Tensor:
-    y = m.c0(x)
-    part = y[:, :8]
-    part.add_(1.0)
-    return m.c1(y)
-
-
-def _autocast(m: Net, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        y = F.relu(m.c0(x))
-    return m.c1(y)
-
-
-def _einsum_attention(m: Tokens, y: Tensor) -> Tensor:
-    n, t, _ = y.shape
-    q, k, v = (f(y).view(n, t, 4, -1) for f in (m.q, m.k, m.v))
-    z = torch.einsum("bhqk,bkhd->bqhd", torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) * 8**-0.5, -1), v)
-    return y + m.proj(z.flatten(2))
-
-
-class ArgmaxNet(Outputs):
-    def forward(self, x: Tensor) -> object:
-        logits = self.fc(F.relu(self.c1(F.relu(self.c0(x)))).mean((2, 3)))
-        return logits, logits.argmax(1)
-
-
-class MaxIndexNet(Outputs):
-    def forward(self, x: Tensor) -> object:
-        return self.fc(F.relu(self.c1(F.relu(self.c0(x)))).mean((2, 3))).max(1)[1]
-
-
-def _eca(m: Net, x: Tensor) -> Tensor:
-    y = F.relu(m.c0(x))
-    gate = m.k(y.mean((2, 3)).unsqueeze(1)).squeeze(1)
-    return m.c1(y * torch.sigmoid(gate)[:, :, None, None])
-
-
-def _weight_normed() -> nn.Module:
-    net = _two(lambda m, x: m.c1(F.relu(m.c0(x))))
-    torch.nn.utils.parametrizations.weight_norm(net.c0)
-    return net
-
-
-def _pool_channels(m: Net, x: Tensor) -> Tensor:
-    y = F.relu(m.c0(x)).flatten(2).transpose(1, 2)  # (batch, positions, channels)
-    return m.k(F.max_pool1d(y, 2).transpose(1, 2)).mean(2)
-
-
-PERM = torch.randperm(16, generator=torch.Generator().manual_seed(3))
-
-EXTRA = [
-    Case("index_by_buffer", lambda: _two(lambda m, x: m.c1(m.c0(x)[:, m.perm]), perm=PERM.clone()), 1.0),
-    Case(
-        "index_select", lambda: _two(lambda m, x: m.c1(torch.index_select(m.c0(x), 1, m.perm)), perm=PERM.clone()), 1.0
-    ),
-    Case("roll_channels", lambda: _two(lambda m, x: m.c1(torch.roll(m.c0(x), 3, 1))), 1.0),
-    Case("shift_into_zeros", lambda: _two(_shift), 1.0),
-    Case("argmax_classes", ArgmaxNet, 0.35),
-    Case("cumsum_channels", lambda: _two(lambda m, x: m.c1(torch.cumsum(m.c0(x), 1))), 1.0),
-    Case("stack_mean", lambda: _two(lambda m, x: m.c1(torch.stack([m.c0(x), m.c2(x)]).mean(0)), c2=c(3, 16)), 0.35),
-    Case("conv_over_channels", lambda: _two(_eca, k=nn.Conv1d(1, 1, 3, padding=1)), 1.0),
-    Case("pool_over_channels", lambda: _two(_pool_channels, k=nn.Conv1d(8, 24, 1)), 1.0),
-    Case("max_index_output", MaxIndexNet, 0.35),
-    Case("mean_gate", lambda: _two(lambda m, x: m.c1((y := m.c0(x)) * torch.sigmoid(y.mean(1, keepdim=True)))), 0.35),
-    Case("amax_gate", lambda: _two(lambda m, x: m.c1((y := m.c0(x)) * torch.sigmoid(y.amax(1, keepdim=True)))), 0.35),
-    Case("weight_norm", _weight_normed, 0.35),
-    Case("slice_write", lambda: _two(_write), 1.0),
-    Case("alias_add", lambda: _two(_alias), 1.0),
-    Case("never_called", lambda: _two(lambda m, x: m.c1(F.relu(m.c0(x))), spare=c(3, 16)), 0.6),
-    Case("autocast_region", lambda: _two(_autocast), 0.35),
-    Case("einsum_attention", lambda: Tokens(_einsum_attention, 32, **_qkv_separate()), 0.40),
-    Case("tensor_split", lambda: _two(lambda m, x: m.c1(sum(torch.tensor_split(m.c0(x), 2, 1))), c0=c(3, 32)), 0.40),
 ]
 
 

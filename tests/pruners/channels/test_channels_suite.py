@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from pruners.channels import SurgeryFailed, analyse, apply_, fit, make_plan, prove
-from tests.pruners.channels.channel_nets import EXTRA, SUITE, Case, example, make
+from tests.pruners.channels.channel_nets import SUITE, Case, example, make
+from tests.pruners.channels.extra_nets import EXTRA
 from tests.pruners.channels.picking import pick
 
 SIZES_IN_CODE = {
     "linear_view_conv", "channel_slice", "split_uneven", "shuffle_hardcoded", "optionA_pad", "layer_scale_fixed_shape",
     "gram_matrix", "attn_qkv_fixed", "attn_separate_fixed", "mha", "shift_into_zeros", "slice_write", "alias_add",
+    "rows_of_all_images",
 }  # fmt: skip
 """Their forward holds sizes as numbers: cutting tensors alone cannot be right."""
 
@@ -73,3 +75,15 @@ def test_training_of_a_rewritten_graph_moves_weights_and_statistics() -> None:
         optimiser.step()
         losses.append(float(loss))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_graph_traced_on_one_image_runs_on_several() -> None:
+    case = next(case for case in EXTRA if case.name == "rows_of_all_images")
+    model, inputs = make(case), (torch.randn(1, 3, 16, 16),)
+    groups = analyse(model, inputs)
+    plan = make_plan(groups, pick(groups, model, 0.5))
+    fitted = fit(model, inputs, groups, lambda _: plan, tiers=(4,))
+    images = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        one_by_one = torch.cat([fitted.model(image[None]) for image in images])
+        torch.testing.assert_close(fitted.model(images), one_by_one)
