@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from compress_cli import options as o
+from compress_cli.commands.groups import CALIB, MODEL, takes
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_OK
 
@@ -59,6 +60,7 @@ Mobile = Annotated[
 ]
 
 
+@takes(MODEL, CALIB)
 def export(
     file: Source,
     output: Target = None,
@@ -69,21 +71,11 @@ def export(
     mobile: Mobile = False,
     format: Formats = None,
     ort: Ort = False,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    input_shape: o.InputShape = None,
-    input: o.InputOption = None,
-    trust_pickle: o.TrustPickle = None,
-    calib: o.Calib = None,
-    calib_samples: o.CalibSamples = None,
-    preprocess: o.Preprocess = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    resize: o.Resize = None,
     seed: o.Seed = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Replace a file that is already there.")] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    **shared: Any,
 ) -> int:
     """Write a model as one ONNX file that standard runtimes open, compare it with the original, and say what it weighs.
 
@@ -104,21 +96,15 @@ def export(
         formats=[*(format or ()), *(["ort"] if ort else [])],
         overwrite=overwrite,
         model={
-            "arch": arch,
-            "arch_args": tuple(arch_args or ()),
-            "input_shape": input_shape,
-            "inputs": tuple(input or ()),
-            "trust_pickle": bool(trust_pickle),
+            "arch": shared["arch"],
+            "arch_args": tuple(shared["arch_args"] or ()),
+            "input_shape": shared["input_shape"],
+            "inputs": tuple(shared["input"] or ()),
+            "trust_pickle": bool(shared["trust_pickle"]),
             "seed": seed or 0,
         },
-        calib=calib,
-        images={
-            "calib_samples": calib_samples,
-            "preprocess": preprocess,
-            "mean": mean,
-            "std": std,
-            "resize": resize,
-        },
+        calib=shared["calib"],
+        images={name: shared[name] for name in CALIB if name != "calib"},
     )
     document = run_export(request, out)
     out.result(document, lambda console: render_export(document, console))

@@ -29,7 +29,8 @@ MODEL: Group = _unset(
     trust_pickle=o.TrustPickle,
 )
 IMAGES: Group = _unset(preprocess=o.Preprocess, mean=o.Mean, std=o.Std, resize=o.Resize)
-DATA: Group = {**_unset(data=o.DataDir, task=o.TaskFile, calib=o.Calib, calib_samples=o.CalibSamples), **IMAGES}
+CALIB: Group = {**_unset(calib=o.Calib, calib_samples=o.CalibSamples), **IMAGES}
+DATA: Group = {**_unset(data=o.DataDir, task=o.TaskFile), **CALIB}
 TRAINING: Group = _unset(
     epochs=o.Epochs,
     lr=o.LearningRate,
@@ -84,4 +85,4 @@ def takes(*groups: Group) -> Callable[[Command], Command]:
     return decorate
 
 
-__all__ = ["CALL", "DATA", "FOLDER", "GATES", "IMAGES", "MODEL", "OUTPUT", "TRAINING", "takes"]
+__all__ = ["CALIB", "CALL", "DATA", "FOLDER", "GATES", "IMAGES", "MODEL", "OUTPUT", "TRAINING", "takes"]

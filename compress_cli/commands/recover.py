@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress_cli import options as o
+from compress_cli.commands.groups import CALIB, CALL, MODEL, takes
 from compress_cli.config import resolve
 from compress_cli.console import Out
 
@@ -34,29 +35,16 @@ LISTED = 5
 """So many layers with the largest remaining error are listed."""
 
 
+@takes(MODEL, CALIB, CALL)
 def recover(
     checkpoint: o.Checkpoint,
     original: Original,
     output: Target = None,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    input_shape: o.InputShape = None,
-    input: o.InputOption = None,
-    trust_pickle: o.TrustPickle = None,
     data: o.DataDir = None,
-    calib: o.Calib = None,
-    calib_samples: o.CalibSamples = None,
-    preprocess: o.Preprocess = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    resize: o.Resize = None,
     device: o.Device = None,
     seed: o.Seed = None,
     overwrite: o.Overwrite = False,
-    config: o.ConfigFile = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    **shared: Any,
 ) -> int:
     """Solve the remaining weights for the original's outputs, layer by layer: no labels, no training.
 
@@ -65,22 +53,8 @@ def recover(
     """
     from compress_cli.recovering import run_recover, target_file
 
-    flags = {
-        "arch": arch,
-        "arch_args": arch_args,
-        "input_shape": input_shape,
-        "input": input,
-        "trust_pickle": trust_pickle,
-        "data": data,
-        "calib": calib,
-        "calib_samples": calib_samples,
-        "preprocess": preprocess,
-        "mean": mean,
-        "std": std,
-        "resize": resize,
-        "device": device,
-        "seed": seed,
-    }
+    config, json, quiet, verbose = (shared.pop(name) for name in CALL)
+    flags = {"data": data, "device": device, "seed": seed, **shared}
     out = Out(as_json=json, quiet=quiet, verbose=verbose)
     target = target_file(checkpoint, output, overwrite=overwrite)
     document = run_recover(resolve("recover", checkpoint, flags, config), original, target, out)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compress_cli.quality import Quality
     from compress_cli.quantities import Limit
     from compress_cli.session import Session
-    from pruners.channels import Budget, Fitted, Groups, ScoreOptions, SelectionOptions
+    from pruners.channels import Budget, ChannelsPlan, Fitted, Groups, ScoreOptions, SelectionOptions
 
 RECOVERY = "recovery"
 """The score that `pruners` does not have: prices after compensation, from images."""
@@ -129,10 +129,13 @@ class Channels:
 
         with channel_errors(), session.stage("cut", "Cutting and proving"):
             if limit_asked(config):
-                return Decision(cut_for_device(session, loaded, cut, budget, whole.macs), limits)
-            if file_limit(config):
-                return Decision(cut_for_file(session, loaded, cut, budget, whole), limits)
-            return Decision(cut(budget), limits)
+                fitted = cut_for_device(session, loaded, cut, budget, whole.macs)
+            elif file_limit(config):
+                fitted = cut_for_file(session, loaded, cut, budget, whole)
+            else:
+                fitted = cut(budget)
+        note_uneven_widths(session, fitted.plan)
+        return Decision(fitted, limits)
 
     def apply_(self, loaded: LoadedModel, plan: Decision) -> None:
         """Cut the network's tensors."""
@@ -253,6 +256,8 @@ def layer_rows(plan: Any, measured: Measured) -> tuple[LayerRow, ...]:
     return tuple(rows)
 
 
+BLOCK = 8
+"""Channels that ONNX Runtime's convolutions on a CPU compute at a time (benchmarks/results/channels_latency.json)."""
 _DIM = {0: "output channels", 1: "input channels"}
 
 
@@ -263,6 +268,21 @@ def name_in(tensors: Mapping[str, Any], name: str) -> str:
     if name in tensors:
         return name
     return next(old for old, modern in modern_names(tensors.keys()).items() if modern == name)
+
+
+def note_uneven_widths(session: Session, plan: ChannelsPlan) -> None:
+    """Say what it costs at run time where the number of channels is no multiple of 8 any more."""
+    widths = [
+        len(dims[0])
+        for tensor, dims in plan.keep.items()
+        if len(plan.shapes[tensor]) > 1 and 0 in dims and plan.shapes[tensor][0] % BLOCK == 0
+    ]
+    uneven = sum(width % BLOCK != 0 for width in widths)
+    if uneven:
+        session.note(
+            f"{uneven} of {len(widths)} narrower layers keep a number of channels that is no multiple of {BLOCK};"
+            f" CPU runtimes compute those slower for their MACs: try --round-to {BLOCK} where latency counts"
+        )
 
 
 def _score_options(config: RunConfig) -> ScoreOptions:

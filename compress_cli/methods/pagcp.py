@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils import _pytree as pytree
 
 from compress_cli.errors import InputError, UsageError
-from compress_cli.methods.channels import Channels
+from compress_cli.methods.channels import Channels, note_uneven_widths
 from compress_cli.report import Gate
 from compress_cli.translate import channel_errors
 
@@ -145,6 +145,7 @@ class Pagcp(Channels):
         finally:
             for bar in bars.values():
                 bar.__exit__(None, None, None)
+        note_uneven_widths(session, found.plan)
         return Decision(found, () if limit is None else (limit,))
 
     def warnings(self, plan: Any) -> tuple[str, ...]:

@@ -113,3 +113,13 @@ def test_wrong_wishes_are_usage_errors(
     assert prune(*flags) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not Path("run", "model.pt").exists()
+
+
+def test_widths_that_runtimes_compute_slowly_are_noted_until_they_are_rounded(files: Path) -> None:
+    assert prune("--max-flops", "40%") == 0
+    widths = {layer["name"]: layer["change"] for layer in report()["layers"] if layer["name"].startswith("conv")}
+    assert any("-> 8 output" not in change for change in widths.values())
+    assert [note for note in report()["notes"] if "multiple of 8" in note and "--round-to 8" in note]
+
+    assert prune("--max-flops", "40%", "--round-to", "8", "--overwrite") == 0
+    assert not [note for note in report()["notes"] if "multiple of 8" in note]
