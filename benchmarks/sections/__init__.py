@@ -1,0 +1,1 @@
+"""Sections of README.md, each from one recorded document."""
