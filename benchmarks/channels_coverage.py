@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 VIDEO = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
 DETECTORS = ("rcnn", "retinanet", "fcos", "ssd")
-SIZES = {"inception": 299, "maxvit": 224, "raft": 128, "vit_h": 56}
+SIZES = {"inception": 299, "maxvit": 224, "raft": 128, "vit_h": 56, "s3d": 224}
 FRAMES = {"s3d": 16, "swin3d": 4}
 RTOL = 1e-3
 """Of the largest output, as specs/channels.md 3.1: deep networks with random weights round more than trained ones."""

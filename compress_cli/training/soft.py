@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from compress_cli.training.sparse import Dense
 from compress_cli.translate import pruning_errors
+from pruners import magnitude
 from pruners.candidates import Candidate, Candidates
-from pruners.magnitude import plan as plan_magnitude
 
 if TYPE_CHECKING:
     from pruners.magnitude_plan import MagnitudePlan
@@ -66,10 +66,19 @@ class SoftThreshold(Dense):
             self._leave()
 
     def finish_(self) -> None:
-        """v := q at the final sparsity, counted exactly on the weights as they are now."""
-        self._find_thresholds(self._schedule.end)
+        """v := q at the final sparsity, counted exactly on the weights as they are now.
+
+        A weight that the plan keeps although its magnitude is that of the threshold (a tie) would become a zero more
+        than asked: it keeps the smallest magnitude that numbers near the threshold can differ by.
+        """
+        found = self._find_thresholds(self._schedule.end)
+        kept = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        if found is not None:
+            magnitude.apply_(kept, found)
         self._enter()
         self._raw = None
+        for name, weight in self._weights.items():
+            _keep_(weight.detach(), kept[name], self._thresholds[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The thresholds; v is in the weights."""
@@ -83,16 +92,17 @@ class SoftThreshold(Dense):
         """See `Dense`."""
         return {"mode": self.kind, **self._schedule.to_dict()}
 
-    def _find_thresholds(self, step: int) -> None:
+    def _find_thresholds(self, step: int) -> MagnitudePlan | None:
         sparsity = self._schedule.sparsity_at(step)
         if sparsity == 0:
-            return
+            return None
         wanted = self._plan.sparsity if step >= self._schedule.end else repr(sparsity)
         ranked = Candidates(tuple(Candidate(name, weight) for name, weight in self._weights.items()), ())
         with pruning_errors():
-            found = plan_magnitude(ranked, self._plan.options_at(wanted))
+            found = magnitude.plan(ranked, self._plan.options_at(wanted))
         # a tensor without a cut (all at its floor) has no magnitude to take off
         self._thresholds = {cut.name: float(cut.threshold) if cut.removed else 0.0 for cut in found.cuts}
+        return found
 
     @torch.no_grad()
     def _enter(self) -> None:
@@ -145,6 +155,15 @@ def soft_thresholds(weights: list[Tensor], thresholds: list[float], axes: list[i
     found = [value * scale for value, scale in zip(found, scales, strict=True)]
     torch._foreach_add_(found, 0.0)  # -0.0 becomes +0.0
     return found
+
+
+def _keep_(weight: Tensor, kept: Tensor, threshold: float) -> None:
+    """Give places that are zero in `weight` but not in `kept` the step between floats at the threshold."""
+    lost = (kept != 0) & (weight == 0)
+    if threshold <= 0 or not bool(lost.any()):
+        return
+    edge = torch.tensor(threshold, dtype=weight.dtype, device=weight.device)
+    weight[lost] = kept[lost].sign() * (edge - torch.nextafter(edge, torch.zeros_like(edge)))
 
 
 def _by_channel(value: Tensor, channel_axis: int) -> Tensor:

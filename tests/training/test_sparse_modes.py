@@ -71,6 +71,17 @@ def test_st3_passes_the_gradient_of_q_straight_to_v(network: nn.Module) -> None:
                 assert torch.count_nonzero(weight.grad[masked]) > 0
 
 
+def test_st3_ends_with_exactly_the_zeros_asked_where_magnitudes_are_equal(network: nn.Module) -> None:
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.where(weight < 0, -0.25, 0.25))
+    plan = planned(network, "0.5")
+    st3 = SoftThreshold(network, plan, OneShot(0.5))
+    st3.finish_()
+    ranked = sum(weight.numel() for name, weight in network.named_parameters() if name in plan.names)
+    assert zeros(network, plan) == plan.zeros_after == ranked // 2
+
+
 @pytest.mark.parametrize("mode", ["gradual", "st3", "acdc"])
 def test_each_mode_learns_and_ends_with_exactly_the_zeros_asked(
     open_run: Callable[..., Any], network: nn.Module, mode: str
