@@ -11,6 +11,8 @@ from benchmarks.sections.markdown import table
 def finetuning(document: dict[str, Any]) -> Iterator[str]:
     """Accuracy after training, one row a run, by device."""
     form, rows = document["form"], [row for row in document["rows"] if "error" not in row]
+    tasks = list(dict.fromkeys(_task(row) for row in rows))
+    rows = sorted(rows, key=lambda row: tasks.index(_task(row)))
     small = form["train_images"] < 50_000
     title = "**Fine-tuning**" + (" in small: every kind of run works, this is not what it can reach" if small else "")
     script = f"`benchmarks/finetune_table.py{' --small' if small else ''}`"
@@ -21,7 +23,7 @@ def finetuning(document: dict[str, Any]) -> Iterator[str]:
     yield ""
     cells = [
         [
-            f"{row['net']}, {row['kind']}, {row['budget']}",
+            _task(row),
             row["mode"],
             f"{row['scores']['original']:.2f}",
             _before_training(row["scores"]),
@@ -30,6 +32,10 @@ def finetuning(document: dict[str, Any]) -> Iterator[str]:
         for row in rows
     ]
     yield from table(["", "mode", "dense", "before training", "after"], cells)
+
+
+def _task(row: dict[str, Any]) -> str:
+    return f"{row['net']}, {row['kind']}, {row['budget']}"
 
 
 def _before_training(scores: dict[str, float]) -> str:
