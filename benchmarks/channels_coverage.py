@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 VIDEO = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
 DETECTORS = ("rcnn", "retinanet", "fcos", "ssd")
-SIZES = {"inception": 299, "maxvit": 224, "raft": 128, "vit_h": 56, "s3d": 224}
-FRAMES = {"s3d": 16, "swin3d": 4}
+SIZES = {"inception": 299, "maxvit": 224, "raft": 128, "vit_h": 56, "s3d": 224, "mvit": 224}
+FRAMES = {"s3d": 16, "mvit": 16, "swin3d": 4}
 RTOL = 1e-3
 """Of the largest output, as specs/channels.md 3.1: deep networks with random weights round more than trained ones."""
 
@@ -192,8 +192,6 @@ def model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...]]:
     size = next((size for key, size in SIZES.items() if name.startswith(key)), 64)
     if name.startswith("vit"):
         options["image_size"] = size
-    if name.startswith("mvit"):
-        options |= {"spatial_size": (size, size), "temporal_size": 8}
     detector = any(text in name for text in DETECTORS)
     if detector and not name.startswith("ssd"):
         options |= {"min_size": 128, "max_size": 160}

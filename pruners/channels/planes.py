@@ -22,10 +22,16 @@ Planes = Mapping[int, Ids]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor of the traced program: its static shape and the planes of its dims."""
+    """A tensor of the traced program: its static shape and the planes of its dims.
+
+    Attributes:
+        remains: of a tensor that was cut: dims of which one index is left, which have no plane any more. Read where one
+            index alone means something else (a grouped convolution, then, looks like a depthwise one).
+    """
 
     shape: tuple[int, ...]
     planes: Planes = field(default_factory=dict)
+    remains: Planes = field(default_factory=dict)
 
     @property
     def ndim(self) -> int:

@@ -106,7 +106,10 @@ def kept_values(groups: Groups, plan: ChannelsPlan) -> dict[str, Value]:
         keep = plan.keep.get(slot.name, {})
         planes = {dim: slot.ids(dim)[list(keep[dim])] if dim in keep else slot.ids(dim) for dim in slot.starts}
         shape = tuple(len(planes[dim]) if dim in planes else size for dim, size in enumerate(slot.shape))
-        values[name] = Value(shape, {dim: ids for dim, ids in planes.items() if len(ids) > 1})
+        several, single = (
+            {dim: ids for dim, ids in planes.items() if (len(ids) > 1) == more} for more in (True, False)
+        )
+        values[name] = Value(shape, several, single)
     return values
 
 

@@ -136,12 +136,12 @@ def _conv_channels(scope: Scope, ids: Ids | None, weight: Value, groups: int, ch
         if channels > 1:
             scope.pair(ids, inner, "untagged input" if ids is None else "untagged weight")
         return out
-    if groups == channels:  # depthwise: the number of groups shrinks with the channels
+    if groups == channels and 1 not in weight.remains:  # depthwise: the number of groups shrinks with the channels
         if ids is None or out is None:
             return scope.pair(ids, out, "untagged input" if ids is None else "untagged weight")
         scope.unite(out, np.repeat(ids, len(out) // groups))
         return out
-    _tie_groups(scope, ids, inner, groups, weight.shape[1])
+    _tie_groups(scope, ids, weight.remains.get(1) if inner is None else inner, groups, weight.shape[1])
     if out is not None:
         unite_rows(scope, out, groups)
     return out
@@ -151,7 +151,7 @@ def _tie_groups(scope: Scope, ids: Ids | None, inner: Ids | None, groups: int, w
     """The same channels go from each group, together with the weight's inner index."""
     if ids is not None:
         unite_rows(scope, ids, groups)
-    if width > 1:
+    if width > 1 or inner is not None:
         scope.pair(None if ids is None else ids[:width], inner, UNTAGGED)
     else:
         scope.freeze(ids, "group of one channel")
@@ -164,8 +164,9 @@ def _transposed_channels(scope: Scope, ids: Ids | None, weight: Value, groups: i
         scope.pair(ids, inner, "untagged input" if ids is None else "untagged weight")
     if groups == 1:
         return out
-    if groups == channels and weight.shape[1] == 1:
+    if groups == channels and weight.shape[1] == 1 and 1 not in weight.remains:
         return inner  # depthwise, one output per channel
+    out = weight.remains.get(1) if out is None else out
     if inner is not None:
         unite_rows(scope, inner, groups)
     return None if out is None else np.tile(out, groups)

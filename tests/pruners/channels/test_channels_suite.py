@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from pruners.channels import SurgeryFailed, analyse, apply_, fit, make_plan, prove
+from pruners.channels import Group, SurgeryFailed, analyse, apply_, fit, make_plan, prove
 from tests.pruners.channels.channel_nets import SUITE, Case, example, make
 from tests.pruners.channels.extra_nets import EXTRA
 from tests.pruners.channels.picking import pick
@@ -87,3 +87,21 @@ def test_a_graph_traced_on_one_image_runs_on_several() -> None:
     with torch.no_grad():
         one_by_one = torch.cat([fitted.model(image[None]) for image in images])
         torch.testing.assert_close(fitted.model(images), one_by_one)
+
+
+@pytest.mark.parametrize("name", ["grouped", "grouped_transposed"])
+def test_groups_cut_to_one_channel_each_stay_groups(name: str) -> None:
+    """Such a convolution looks like a depthwise one, where the channels of both sides go together."""
+    model, inputs = make(next(case for case in SUITE if case.name == name)), example()
+    groups = analyse(model, inputs)
+    read = next(place for place, group in enumerate(groups.groups) if ("c1.weight", 1) in _members(group))
+    for others in ({}, {1 - read: [0, 1]}):
+        plan = make_plan(groups, {read: list(range(1, groups.groups[read].units)), **others})
+        fitted = fit(model, inputs, groups, lambda _, plan=plan: plan, tiers=(1,))
+        assert fitted.proof.passed
+        assert fitted.model.c1.weight.shape[1] == 1
+        assert fitted.model.c1.groups == 4
+
+
+def _members(group: Group) -> set[tuple[str, int]]:
+    return {(member.tensor, member.dim) for member in group.members}
