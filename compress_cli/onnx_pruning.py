@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress_cli.atomic import atomic_path
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_OK, UsageError, VerificationError
 from compress_cli.onnx_files import free_target, onnx_errors, published
@@ -71,7 +72,8 @@ def prune_file(flags: RunFlags) -> int:
     document |= {"file": str(target), "seconds": time.perf_counter() - begin}
     if target.name == "model.onnx":
         text = json.dumps(document, indent=1) + "\n"
-        target.with_name("pruning.json").write_text(text, encoding="utf-8")
+        with atomic_path(target.with_name("pruning.json")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     out.result(
         document, lambda console: [console.print(line, markup=False, soft_wrap=True) for line in _lines(document)]
     )

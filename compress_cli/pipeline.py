@@ -18,9 +18,11 @@ from compress_cli.checking import read_report
 from compress_cli.checkpoint import LoadedModel, as_stored, load, load_module, read_tensors, save
 from compress_cli.config import RunConfig
 from compress_cli.console import Out
-from compress_cli.errors import CompressError, UnsupportedModelError
+from compress_cli.errors import CompressError, UnsupportedModelError, UsageError
+from compress_cli.gates import with_gates
 from compress_cli.methods import method_named
 from compress_cli.quality import Quality, open_quality
+from compress_cli.quantities import LIMIT_KINDS
 from compress_cli.report import RunReport
 from compress_cli.reporting import Facts, assemble, section_of
 from compress_cli.scores import Scores
@@ -88,7 +90,7 @@ def run(
     with opened as session, working_files(session):
         if session.recorded("done"):
             out.info(f"{session.folder.path} holds the finished run: nothing is left to do")
-            return read_report(session.folder.path)
+            return _judged_anew(session, read_report(session.folder.path))
         job = _start(session, method)
         session.folder.write_json("config.json", config.to_dict())
         try:
@@ -98,6 +100,30 @@ def run(
             raise
         _write_report(session, report)
         return report
+
+
+def _judged_anew(session: Session, report: RunReport) -> RunReport:
+    """A finished run's report with the limits that are asked now; its method's own gates stay.
+
+    Raises:
+        UsageError: something is asked that the finished run left out.
+    """
+    config = session.config
+    for name, asked, later in (("export", config.export, "compress export"), ("bench", config.bench, "compress bench")):
+        if asked and not report.config.get(name, True):
+            raise UsageError(
+                f"{session.folder.path} holds a finished run that was made with --no-{name}",
+                f"repeat that flag, use {later} on its model, or run anew with --overwrite",
+            )
+    own = tuple(gate for gate in report.gates if gate.name not in LIMIT_KINDS)
+    limits = config.limits()
+    if session.chain is not None:
+        limits = session.chain.limits if session.last else ()
+    judged = with_gates(report, limits)
+    judged = dataclasses.replace(judged, gates=(*judged.gates, *own))
+    if judged.gates != report.gates:
+        _write_report(session, judged)
+    return judged
 
 
 def _write_report(session: Session, report: RunReport) -> None:

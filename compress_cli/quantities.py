@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from math import isfinite
 
 from compress_cli.errors import UsageError
 
@@ -65,7 +67,11 @@ class Limit:
         """The limit in base units; None for a relative limit whose original was not measured."""
         if not self.relative:
             return self.value
-        return None if original is None else self.value * original
+        if original is None or not isfinite(original):
+            return original
+        # `value` is the float nearest to a short decimal: 57 % of 100 is 57, not 56.99999999999999
+        exact = Fraction(repr(self.value)) * Fraction(original)
+        return int(exact) if exact.denominator == 1 else float(exact)
 
 
 def parse_limit(name: str, kind: str, text: str) -> Limit:

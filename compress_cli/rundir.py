@@ -26,6 +26,8 @@ CONTENT = (
     "report.html",
     "state.json",
 )
+BEFORE_PLAN = ("config.json", "state.json")
+"""Written before it is known whether there can be a plan."""
 
 
 class RunFolder:
@@ -36,6 +38,8 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._log: IO[str] | None = None
         self._replaced: list[Path] = []
+        self._pending: dict[str, Mapping[str, Any]] = {}
+        self._log_start = 0
         self.wrote = False
         self.state: dict[str, Any] = {"stages": {}}
 
@@ -71,7 +75,9 @@ class RunFolder:
             ) from error
         self._take_lock()
         self._check_content(resume=resume, overwrite=overwrite)
-        self._log = open(self.path / "log.txt", "a" if resume else "w", encoding="utf-8")  # noqa: SIM115
+        log, keeps = self.path / "log.txt", resume or bool(self._replaced)
+        self._log_start = log.stat().st_size if keeps and log.exists() else 0
+        self._log = open(log, "a" if keeps else "w", encoding="utf-8")  # noqa: SIM115
         return self
 
     def _take_lock(self) -> None:
@@ -101,9 +107,14 @@ class RunFolder:
         self._replaced = [*(self.file(name) for name in held), *self.path.glob("checkpoints/*")]
 
     def _discard_replaced(self) -> None:
-        """Remove the run that `--overwrite` replaces: not before the new one has something to write."""
+        """Remove the run that `--overwrite` replaces, and its part of the log."""
         for path in self._replaced:
             path.unlink(missing_ok=True)
+        if self._replaced and self._log is not None:
+            self._log.flush()
+            own = (self.path / "log.txt").read_bytes()[self._log_start :].decode("utf-8", "replace")
+            self._log.truncate(0)
+            self._log.write(own)
         self._replaced = []
 
     def _read_state(self) -> dict[str, Any]:
@@ -117,9 +128,18 @@ class RunFolder:
         return state
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> Path:
-        """Write one JSON file atomically; NaN and infinity become null. A run's first write is its `config.json`."""
-        self._discard_replaced()
+        """Write one JSON file atomically; NaN and infinity become null.
+
+        A run that `--overwrite` is to replace stays whole until the new one has a plan: what is written before waits.
+        """
         path = self.file(name)
+        if self._replaced and name in BEFORE_PLAN:
+            self._pending[name] = document
+            return path
+        self._discard_replaced()
+        for earlier, waiting in tuple(self._pending.items()):
+            del self._pending[earlier]
+            self.write_json(earlier, waiting)
         with atomic_path(path) as temporary:
             Path(temporary).write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")
         self.wrote = True
@@ -127,7 +147,9 @@ class RunFolder:
 
     def give_up(self) -> None:
         """Remove what a run wrote that ended before it had a plan: to resume it would only end the same way."""
-        if not self.file("plan.json").exists():
+        if self._pending:
+            self._pending = {}  # the run that was to be replaced is still there
+        elif not self.file("plan.json").exists():
             for name in ("config.json", "state.json"):
                 self.file(name).unlink(missing_ok=True)
             self.wrote = False

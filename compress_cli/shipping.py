@@ -143,7 +143,7 @@ def ship(
     for note in result.notes:
         session.note(f"ONNX export: {note}")
     with session.stage("verify", "Comparing ONNX Runtime with PyTorch"):
-        verification = _verify(call, result.path, result)
+        verification = _verify(session, call, result.path, result)
     with session.stage("pack"), onnx_errors():
         shipped, feeds = _work_file(session, "shipped"), _feeds(call, images)
         variant = write_form(result.path, shipped, config.weights, feeds=feeds, say=session.out.info)
@@ -177,7 +177,7 @@ def _feeds(call: CallableForm, images: Sequence[Tensor]) -> list[dict[str, Any]]
     return [{name: batch.cpu().float().numpy()} for batch in batches if len(batch)]
 
 
-def _verify(call: CallableForm, path: Path, result: ExportResult) -> dict[str, Any]:
+def _verify(session: Session, call: CallableForm, path: Path, result: ExportResult) -> dict[str, Any]:
     found = verify(call.module, path, call.inputs, input_names=result.input_names)
     document = {
         "agreements": [{name: getattr(item, name) for name in item.__dataclass_fields__} for item in found.agreements],
@@ -195,6 +195,10 @@ def _verify(call: CallableForm, path: Path, result: ExportResult) -> dict[str, A
             f"ONNX Runtime does not equal PyTorch ({worst}; tolerance {found.rtol:g}): no model.onnx was written",
             "use --no-export for the PyTorch model alone, and report the network: its export is wrong",
         )
+    for warning in found.warnings:
+        session.warn(f"ONNX: {warning}")
+    for note in found.notes:
+        session.note(f"ONNX: {note}")
     return document
 
 
@@ -268,7 +272,7 @@ class OnnxNetwork(nn.Module):
         self._outputs = [value.name for value in self._runtime.get_outputs()]
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Outputs by name, or the one output."""
+        """Outputs by name, or the one output, on the device of the inputs."""
         feed = {name: tensor.cpu().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)}
-        found = [torch.from_numpy(array) for array in self._runtime.run(None, feed)]
+        found = [torch.from_numpy(array).to(inputs[0].device) for array in self._runtime.run(None, feed)]
         return found[0] if len(found) == 1 else dict(zip(self._outputs, found, strict=True))

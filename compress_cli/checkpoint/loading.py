@@ -155,7 +155,7 @@ def rebuild(
     if module is None and architecture is not None:
         module = _new_module(architecture, file.parent, plans)
         tensors, more = load_strictly(module, raw, architecture, file)
-        notes = (*notes, *more)
+        notes = (*notes, *more, *_narrowed(raw))
     elif module is not None:
         module = module.float().eval()
         tensors = module.state_dict()
@@ -181,6 +181,11 @@ def rebuild(
         notes=(*raw.notes, *notes),
         missing_reason=reason,
     )
+
+
+def _narrowed(raw: RawCheckpoint) -> tuple[str, ...]:
+    wide = sum(tensor.dtype == torch.float64 for tensor in raw.tensors.values())
+    return (f"{wide} float64 tensors are computed in float32: what is saved has its seven digits",) if wide else ()
 
 
 def apply_plan_(module: nn.Module, plan: Mapping[str, Any]) -> None:

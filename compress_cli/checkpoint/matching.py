@@ -37,9 +37,14 @@ def load_strictly(
     home = _module_names(module, tensors, architecture)
     named = with_versions(((home[name], tensor) for name, tensor in tensors.items()), versions_of(tensors))
     wrong = _wrong_shapes(module, named)
-    missing, unexpected = _load(module, named, wrong)
+    missing, unexpected, refusal = _load(module, named, wrong)
     if missing or unexpected or wrong:
         raise _mismatch(file, architecture, named, (missing, unexpected, wrong))
+    if refusal:
+        raise InputError(
+            f"{architecture} refuses the weights of {file}, whose names and shapes fit: {refusal}",
+            "load them with the code that wrote them and save the state dict again",
+        )
     state = module.state_dict()
     kept = ((name, state[home[name]]) for name in tensors if home[name] in state)
     absent = sum(name.endswith(COUNTER) and name not in named for name in state)
@@ -78,16 +83,19 @@ def _wrong_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
     }
 
 
-def _load(module: nn.Module, tensors: Mapping[str, Tensor], wrong: Mapping[str, object]) -> tuple[list[str], list[str]]:
-    """Names missing from and unexpected by the module, after its loading hooks had their say."""
+def _load(
+    module: nn.Module, tensors: Mapping[str, Tensor], wrong: Mapping[str, object]
+) -> tuple[list[str], list[str], str]:
+    """Names missing from and unexpected by the module, after its loading hooks had their say, and their objection."""
     fitting = [(name, tensor) for name, tensor in tensors.items() if name not in wrong]
     try:
         result = _load_state(module, fitting, versions_of(tensors))
-    except RuntimeError:  # a hook or a lazy layer objects: fall back to comparing names
-        state = module.state_dict()
-        return [name for name in state if name not in tensors], [name for name in tensors if name not in state]
+    except RuntimeError as error:  # a hook or a lazy layer objects: comparing names may say more
+        state, words = module.state_dict(), " ".join(str(error).split())
+        missing = [name for name in state if name not in tensors]
+        return missing, [name for name in tensors if name not in state], words[:300] or type(error).__name__
     missing = [name for name in result.missing_keys if not name.endswith(COUNTER) and name not in wrong]
-    return missing, list(result.unexpected_keys)
+    return missing, list(result.unexpected_keys), ""
 
 
 def _load_state(

@@ -59,9 +59,18 @@ def save(
 def as_stored(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
     """The tensors in the dtypes that the original file had for their names; others stay as they are.
 
+    Names of one tensor go on sharing it.
+
     Example: a module ran in float32 and its file was float16: the result is float16 again.
     """
-    cast = [(name, tensor.detach().to(dtypes.get(name, tensor.dtype))) for name, tensor in tensors.items()]
+    made: dict[tuple[object, ...], Tensor] = {}
+    cast = []
+    for name, tensor in tensors.items():
+        dtype = dtypes.get(name, tensor.dtype)
+        place = (_storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), dtype)
+        if place not in made:
+            made[place] = tensor.detach().to(dtype)
+        cast.append((name, made[place]))
     return with_versions(cast, versions_of(tensors))
 
 

@@ -35,6 +35,8 @@ class Program:
     Attributes:
         run: (module, *flat inputs) -> flat outputs.
         constants: tensors that the graph needs beyond the module's own, by attribute name.
+        sizes: of each flat input, the sizes it was traced with (None: any), empty for what is no tensor. The graph
+            holds whatever the code computed from them.
     """
 
     mode: Mode
@@ -43,6 +45,24 @@ class Program:
     out_spec: pytree.TreeSpec
     constants: Mapping[str, Tensor]
     dynamic: bool
+    sizes: tuple[tuple[int | None, ...], ...]
+
+    def check(self, flat: Sequence[Any], name: str) -> None:
+        """Refuse inputs of other sizes than the traced ones.
+
+        Raises:
+            ValueError: such an input.
+        """
+        for given, traced in zip(flat, self.sizes, strict=True):
+            found = tuple(given.shape) if isinstance(given, Tensor) else ()
+            fits = len(found) == len(traced) and all(
+                size in (None, own) for own, size in zip(found, traced, strict=True)
+            )
+            if not fits:
+                wanted = " x ".join("any" if size is None else str(size) for size in traced)
+                raise ValueError(
+                    f"{name} runs a graph traced for inputs of {wanted}, not of {' x '.join(map(str, found))}"
+                )
 
 
 def emit_(model: nn.Module, programs: Sequence[Program]) -> None:
@@ -57,6 +77,7 @@ def emit_(model: nn.Module, programs: Sequence[Program]) -> None:
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != program.in_spec:
             raise TypeError(f"{type(self).__name__} runs a traced graph: call it with the arguments it was traced with")
+        program.check(flat, type(self).__name__)
         return pytree.tree_unflatten(list(program.run(self, *flat)), program.out_spec)
 
     kind = type(model)
@@ -75,8 +96,15 @@ def programs_of(model: nn.Module, groups: Groups, gone: Ids) -> tuple[list[Progr
         program, twins, dynamic = _dynamic_program(model, trace, entry)
         if trace.mode == "train" and _mutations(program):
             continue  # a functional train graph runs, but its backward does not
-        found.append(_compile(model, trace, program, twins, rewriter, dynamic))
+        found.append(_compile(model, trace, program, twins, rewriter, _sizes(entry, dynamic)))
     return found, rewriter
+
+
+def _sizes(entry: Entry, dynamic: bool) -> tuple[tuple[int | None, ...], ...]:
+    """What each flat input must measure; the first dim is the batch, which a dynamic graph leaves open."""
+    leaves = pytree.tree_leaves((entry.args, dict(entry.kwargs)))
+    shapes = (tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves)
+    return tuple((None, *shape[1:]) if shape and dynamic else shape for shape in shapes)
 
 
 def graph_hash(groups: Groups) -> str:
@@ -148,7 +176,12 @@ def _paired(dynamic: Sequence[fx.Node], static: Sequence[fx.Node]) -> Twins | No
 
 
 def _compile(
-    model: nn.Module, trace: Trace, program: ExportedProgram, twins: Twins, rewriter: Rewriter, dynamic: bool
+    model: nn.Module,
+    trace: Trace,
+    program: ExportedProgram,
+    twins: Twins,
+    rewriter: Rewriter,
+    sizes: tuple[tuple[int | None, ...], ...],
 ) -> Program:
     targets = {
         spec.arg.name: (spec.kind, spec.target)
@@ -171,7 +204,7 @@ def _compile(
             if node.op == "get_attr":
                 raise CannotTrace(trace.mode, f"the graph holds a sub-graph or constant {node.target}")
         else:
-            made = graph.node_copy(node, lambda item: copied[item])
+            made = _copied(graph, node, copied, model)
             copied[node] = made
             twin = twins.get(node)
             call = trace.calls.get(twin.name) if twin is not None else None
@@ -186,8 +219,30 @@ def _compile(
         program.call_spec.in_spec,
         program.call_spec.out_spec,
         constants,
-        dynamic,
+        any(size is None for shape in sizes for size in shape),
+        sizes,
     )
+
+
+def _copied(graph: fx.Graph, node: fx.Node, copied: Mapping[fx.Node, Any], model: nn.Module) -> fx.Node:
+    """The same call; where it names a device (`arange`, `new_zeros`), the one that the module is on when it runs."""
+    named = any(isinstance(leaf, torch.device) for leaf in pytree.tree_leaves((list(node.args), dict(node.kwargs))))
+    first = next((name for name, _ in model.named_parameters()), None)
+    if not named or first is None:
+        return graph.node_copy(node, lambda item: copied[item])
+    device = graph.call_function(_device_of, (graph.get_attr(first),))
+    made = graph.node_copy(node, lambda item: copied[item])
+
+    def placed(leaf: Any) -> Any:
+        return device if isinstance(leaf, torch.device) else leaf
+
+    made.args = fx.node.map_aggregate(made.args, placed)
+    made.kwargs = fx.node.map_aggregate(made.kwargs, placed)
+    return made
+
+
+def _device_of(tensor: Tensor) -> torch.device:
+    return tensor.device
 
 
 _STOCK: dict[str, tuple[type[nn.Module], ...]] = {

@@ -163,11 +163,12 @@ def emit_cut_(
     programs, rewriter = programs_of(model, groups, gone)
     cut_(model, plan)
     emit_(model, programs)
-    notes = (
-        [] if all(program.dynamic for program in programs) else ["the traced graph runs at the traced batch size only"]
-    )
+    sizes = " and ".join(" x ".join(map(str, shape[1:])) for shape in programs[0].sizes if len(shape) > 1)
+    notes = [f"the traced graph runs on inputs of {sizes} only"] if sizes else []
+    if not all(program.dynamic for program in programs):
+        notes.append("the traced graph runs at the traced batch size only")
     if all(program.mode != "train" for program in programs):
-        notes.append("in train mode the graph traced in eval mode runs: batch norms keep their statistics")
+        notes.append("in train mode the graph traced in eval mode runs: without dropout")
     return tuple(notes), tuple(dict(rewriter.scales).items())
 
 

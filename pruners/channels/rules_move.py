@@ -85,6 +85,15 @@ def _bound(scope: Scope, call: Call) -> Result:
     return _bound_unless(scope, call, call.value("self"), dim, False)
 
 
+def _diagonal(scope: Scope, call: Call) -> Result:
+    """Two dims become one, the last; what is left of the others moves up."""
+    value = call.value("self")
+    dims = [int(call.args.get(name, default)) % value.ndim for name, default in (("dim1", 0), ("dim2", 1))]
+    freeze_dims(scope, value, dims, "position-bound operator")
+    others = [dim for dim in range(value.ndim) if dim not in dims]
+    return call.result([{place: value.planes[dim] for place, dim in enumerate(others) if dim in value.planes}])
+
+
 def _roll(scope: Scope, call: Call) -> Result:
     value = call.value("self")
     dims = dims_of(call.args.get("dims"), value.ndim)
@@ -279,7 +288,8 @@ RULES: dict[str, Rule] = {
     **_named("expand_as", _expand_as),
     **_named("repeat_interleave", _flat_repeat),
     **_named("slice", _slice),
-    **_named("select unfold diagonal", _bound),
+    **_named("select unfold", _bound),
+    **_named("diagonal", _diagonal),
     **_named("roll", _roll),
     **_named("tril triu", _triangle),
     **_named("index", _index),

@@ -207,7 +207,7 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_named("linear", _linear),
     **_named("matmul mm bmm mv dot", _matmul),
-    **_named("addmm baddbmm addbmm addmv", _add_matmul),
+    **_named("addmm baddbmm addmv", _add_matmul),
     **_named("einsum", _einsum),
     **_named("scaled_dot_product_attention", _attention),
     **_named("conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d", _conv),

@@ -107,6 +107,19 @@ def test_a_mistake_with_overwrite_does_not_cost_the_old_run(runner: Runner, file
     assert {name: (runner.out / name).read_bytes() for name in before} == before
 
 
+def test_a_budget_that_cannot_be_met_does_not_cost_the_old_run(runner: Runner, file: Path) -> None:
+    runner.prune(file, *HALF)
+    before = {path.name: path.read_bytes() for path in runner.out.iterdir() if path.is_file()}
+    assert runner.prune(file, "--sparsity", "0.99", "--floor", "50", "--overwrite").code == 2
+    after = {path.name: path.read_bytes() for path in runner.out.iterdir() if path.is_file()}
+    assert after.pop("log.txt").startswith(before.pop("log.txt"))
+    assert after == before
+
+    assert runner.prune(file, "--sparsity", "0.25", "--overwrite").code == 0
+    assert json.loads((runner.out / "config.json").read_text())["sparsity"] == "0.25"
+    assert "0.99" not in (runner.out / "log.txt").read_text()
+
+
 def test_a_strangers_config_file_survives_a_run_that_fails(runner: Runner, file: Path, tmp_path: Path) -> None:
     runner.out.mkdir()
     (runner.out / "config.json").write_text('{"mine": 1}', encoding="utf-8")

@@ -173,3 +173,24 @@ def test_plan_is_a_dry_run(files: Path, capsys: pytest.CaptureFixture[str]) -> N
     document = json.loads(capsys.readouterr().out)
     assert document["plan"]["zeros_asked"] == int(0.8 * RANKED + 0.5)
     assert sorted(path.name for path in files.iterdir() if path.name != "__pycache__") == before
+
+
+def test_a_weak_proof_is_said_aloud(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "net.py").write_text(NET.replace("return self.fc(", "return 0 * self.fc("))
+    words = [word for word in FLAGS if word != "-q"]
+    assert run(["prune", "net.pt", "--sparsity", "0.8", *words, "-o", "run"]) == 0
+    assert "weak proof" in " ".join(capsys.readouterr().out.split())
+    assert [text for text in report()["warnings"] if "weak proof" in text]
+
+
+def test_a_finished_run_is_judged_by_the_limits_that_are_asked_now(files: Path) -> None:
+    assert prune("-o", "run") == 0
+    assert prune("-o", "run", "--resume", "--max-size", "1GB") == 0
+    assert prune("-o", "run", "--resume", "--max-size", "1B") == 1
+    assert [(gate["name"], gate["passed"]) for gate in report()["gates"]] == [("max-size", False)]
+
+
+def test_a_finished_run_without_onnx_does_not_pass_for_one_with(files: Path) -> None:
+    assert prune("-o", "run", "--no-export") == 0
+    assert prune("-o", "run", "--resume") == 2
+    assert prune("-o", "run", "--resume", "--no-export") == 0

@@ -38,3 +38,8 @@ def test_formats() -> None:
     assert format_bytes(12) == "12 B"
     assert format_count(25_557_032) == "25.56 M"
     assert format_count(999) == "999"
+
+
+@pytest.mark.parametrize(("text", "original", "bound"), [("57%", 100, 57), ("69%", 4600, 3174), ("33.3%", 1000, 333)])
+def test_shares_that_come_out_whole_are_whole(text: str, original: int, bound: int) -> None:
+    assert parse_limit("--max-params", "params", text).bound(original) == bound

@@ -142,3 +142,33 @@ def test_real_cifar_checkpoints_load_strictly(shared_data: Path, name: int, para
     assert loaded.metadata["best_prec1"] > 91
     with torch.no_grad():
         assert loaded.module(*loaded.example_inputs).shape == (1, 10)
+
+
+GUARDED = """
+from torch import nn
+
+
+class Guarded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_load_state_dict_pre_hook(self.check)
+
+    def check(self, *_):
+        raise RuntimeError("weights of layout 1: convert them first")
+
+    def forward(self, x):
+        return self.fc(x)
+"""
+
+
+def test_weights_that_the_network_refuses_are_never_replaced_by_random_ones(tmp_path: Path) -> None:
+    (tmp_path / "guarded.py").write_text(GUARDED)
+    file = save_torch(tmp_path / "w.pt", {"fc.weight": torch.ones(4, 4), "fc.bias": torch.ones(4)})
+    with pytest.raises(InputError, match=r"names and shapes fit: .*layout 1: convert them first"):
+        load(file, arch=f"{tmp_path / 'guarded.py'}:Guarded", input_shape="4")
+
+
+def test_float64_weights_are_said_to_be_narrowed(tmp_path: Path, net: str) -> None:
+    loaded = load(save_torch(tmp_path / "w.pt", weights(torch.float64)), arch=f"{net}:make")
+    assert [note for note in loaded.notes if "computed in float32" in note]

@@ -142,3 +142,11 @@ def test_a_damaged_or_newer_file_is_refused(tmp_path: Path, change: dict[str, An
         load(file)
     assert says in caught.value.message
     assert caught.value.fix
+
+
+def test_names_of_one_tensor_share_it_in_its_stored_type() -> None:
+    table = torch.ones(8, 4)
+    stored = as_stored(
+        {"embed": table, "head": table, "part": table[:2]}, dict.fromkeys(("embed", "head", "part"), torch.float16)
+    )
+    assert stored["embed"].data_ptr() == stored["head"].data_ptr() != stored["part"].data_ptr()

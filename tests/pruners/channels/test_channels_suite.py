@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from pruners.channels import Group, SurgeryFailed, analyse, apply_, fit, make_plan, prove
 from tests.pruners.channels.channel_nets import SUITE, Case, example, make
@@ -105,3 +106,37 @@ def test_groups_cut_to_one_channel_each_stay_groups(name: str) -> None:
 
 def _members(group: Group) -> set[tuple[str, int]]:
     return {(member.tensor, member.dim) for member in group.members}
+
+
+def test_a_rewritten_graph_refuses_sizes_it_was_not_traced_for() -> None:
+    """The code divides by the number of positions, which the graph holds as a number."""
+    case = next(case for case in EXTRA if case.name == "rows_of_all_images")
+    model, inputs = make(case), example()
+    plan = make_plan(groups := analyse(model, inputs), pick(groups, model, 0.5))
+    fitted = fit(model, inputs, groups, lambda _: plan, tiers=(4,))
+    assert "inputs of 3 x 16 x 16 only" in fitted.plan.warnings[0]
+    with pytest.raises(ValueError, match="traced for inputs of any x 3 x 16 x 16, not of 2 x 3 x 32 x 32"):
+        fitted.model(torch.randn(2, 3, 32, 32))
+
+
+def test_a_rewritten_graph_makes_tensors_where_its_weights_are() -> None:
+    case = next(case for case in EXTRA if case.name == "rows_of_all_images")  # its grid comes from arange
+    model, inputs = make(case), example()
+    plan = make_plan(groups := analyse(model, inputs), pick(groups, model, 0.5))
+    small = fit(model, inputs, groups, lambda _: plan, tiers=(4,)).model.to("meta")
+    assert small(torch.empty(2, 3, 16, 16, device="meta")).device.type == "meta"
+
+
+class Diagonal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        self.table = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc((self.conv(x).relu() * self.table.diagonal()[:, None, None]).mean((2, 3)))
+
+
+def test_both_dims_of_a_diagonal_stay() -> None:
+    groups = analyse(Diagonal().eval(), example())
+    assert not [member for group in groups.groups for member in group.members if member.tensor == "table"]
