@@ -110,7 +110,12 @@ def read_report(path: Path) -> RunReport:
         document = json.loads(file.read_text(encoding="utf-8"))
         return RunReport.from_dict(document)
     except FileNotFoundError as error:
-        hint = "the run has not finished: continue it with --resume" if path.is_dir() else "check the path"
+        hint = "check the path"
+        if path.is_dir():
+            begun = any((path / name).exists() for name in ("config.json", "state.json"))
+            hint = (
+                "the run has not finished: continue it with --resume" if begun else "pass the folder of a run (-o DIR)"
+            )
         raise InputError(f"{file} does not exist", hint) from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(

@@ -90,6 +90,10 @@ def parse_limit(name: str, kind: str, text: str) -> Limit:
     known = UNITS[kind] | ({"%": Decimal("0.01")} if kind != "points" else {})
     if value is None or not 0 <= value < 10**18 or unit not in known:
         raise UsageError(f"{name} {text!r} is not a limit", f"write {name} as a number with its unit: {EXAMPLES[kind]}")
+    if kind in ("params", "macs", "bytes") and unit != "%" and 0 < value * known[unit] < 1:
+        raise UsageError(
+            f"{name} {text!r} is less than one", f"for a share of the original write {name} {float(100 * value):g}%"
+        )
     return Limit(name, kind, float(value * known[unit]), unit == "%", whole, target)
 
 

@@ -143,7 +143,7 @@ class Session:
 
 def command_line() -> str:
     """The command that was typed, for the report."""
-    return shlex.join(["compress", *sys.argv[1:]])
+    return shlex.join(["compress", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 @contextmanager
@@ -168,6 +168,8 @@ def open_session(
     with RunFolder(path) as folder:
         folder.open(resume=resume, overwrite=overwrite)
         out.attach_log(folder.log)
+        if resume and not _has_artifacts(path) and chain is None:
+            out.info(f"{path} holds nothing to resume: the run starts from the beginning")
         config = _same_configuration(config, folder) if resume else config
         try:
             with _sigterm_as_interrupt():

@@ -21,8 +21,10 @@ from compress_cli.config import RunConfig
 from compress_cli.console import Out, format_seconds
 from compress_cli.errors import CompressError, InputError, UsageError
 from compress_cli.methods import METHODS
+from compress_cli.quantities import LIMIT_KINDS, parse_limit
 from compress_cli.report import RunReport
 from compress_cli.session import Interrupted, Shared
+from compress_cli.translate import pruning_errors
 
 BUDGETS = ("sparsity", "max_params", "max_flops", "max_size")
 """Settings that a sweep may vary."""
@@ -85,9 +87,24 @@ def grid(
         if not wanted:
             need = "--sparsity" if method == "magnitude" else "--max-flops or --max-params"
             raise UsageError(f"there is no budget for --method {method}", f"add {need}, for example {need} 0.5,0.7")
+        for name in wanted:
+            for asked in budgets[name]:
+                _check_budget(name, asked)
         points += [Point((Step(method, ((name, asked),)),)) for name in wanted for asked in budgets[name]]
     points += [Point(parse_steps([text])) for text in combinations]
     return tuple(dict.fromkeys(points))
+
+
+def _check_budget(name: str, asked: str) -> None:
+    """Refuse what is no budget before anything runs."""
+    if name == "sparsity":
+        from pruners.magnitude import MagnitudeOptions
+
+        with pruning_errors():
+            MagnitudeOptions(asked)
+        return
+    flag = name.replace("_", "-")
+    parse_limit(f"--{flag}", LIMIT_KINDS[flag], asked)
 
 
 def sweep(

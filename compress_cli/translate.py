@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from compress_cli.errors import CompressError, InputError, UnsupportedModelError, UsageError
 
 
+def _short(error: Exception) -> str:
+    """The message without its list of close names, which the fix repeats."""
+    return str(error).partition("; close names:")[0]
+
+
 @contextmanager
 def pruning_errors() -> Iterator[None]:
     """Turn what `pruners` raises about a user's weights or wishes into errors with a fix."""
@@ -20,7 +25,7 @@ def pruning_errors() -> Iterator[None]:
     except m.NoMatch as error:
         close = ", ".join(error.close_matches)
         fix = f"closest names: {close}" if close else "compress inspect lists the names"
-        raise UsageError(str(error), fix) from error
+        raise UsageError(_short(error), fix) from error
     except m.BadOptions as error:
         raise UsageError(str(error), "compress prune --help lists what goes together") from error
     except m.NothingToPrune as error:
@@ -45,13 +50,16 @@ def channel_errors() -> Iterator[None]:
     """Turn what `pruners.channels` and `pruners.pagcp` raise about a network or a wish into errors with a fix."""
     from compress_cli.errors import VerificationError
     from pruners.channels import errors as c
+    from pruners.errors import BadWeights
 
     try:
         yield
     except c.NoMatch as error:
         close = ", ".join(error.close_matches)
         fix = f"closest names: {close}" if close else "compress inspect lists the names"
-        raise UsageError(str(error), fix) from error
+        raise UsageError(_short(error), fix) from error
+    except BadWeights as error:
+        raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
     except c.BadChannelOptions as error:
         raise UsageError(str(error), "compress prune --help lists what goes together") from error
     except c.InfeasibleBudget as error:
@@ -79,7 +87,7 @@ def decomposition_errors() -> Iterator[None]:
     except d.NoMatch as error:
         close = ", ".join(error.close_matches)
         fix = f"closest names: {close}" if close else "compress inspect lists the names"
-        raise UsageError(str(error), fix) from error
+        raise UsageError(_short(error), fix) from error
     except d.NothingToDecompose as error:
         raise UnsupportedModelError(str(error), "prune it instead: compress prune FILE --sparsity 0.8") from error
     except d.InfeasibleBudget as error:

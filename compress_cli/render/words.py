@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from compress_cli.report import Achieved, Gate, RunReport, TaskRow
     from compress_cli.sweeping import Result
 
+ROUNDING = 1e-5
+"""Share of the outputs' size from which a form of weights is said to change them."""
 STAGE_TITLES = {
     "original": "original",
     "pruned": "compressed",
@@ -97,7 +100,7 @@ def _size_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
             ratio = f"{ratio}, {report.export['weights']}".lstrip(", ")
         yield (label, format_bytes(before.bytes) if before else "-", format_bytes(after.bytes), ratio)
         zipped = [format_bytes(a.gzip_bytes) if a and a.gzip_bytes is not None else "-" for a in (before, after)]
-        yield ("  gzipped", zipped[0], zipped[1], "")
+        yield (f"  {label.removesuffix(' file')} gzipped", zipped[0], zipped[1], "")
 
 
 def _predicted_rows(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
@@ -260,6 +263,8 @@ def truth(report: RunReport) -> str:
     """What the change is worth at run time: measured, not promised."""
     if report.method == "magnitude" and len(report.steps) < 2:
         share = report.achieved[0].share if report.achieved else 0.0
+        if not share:
+            return ""
         measured = "" if report.latency is None else f" Measured here: {_ratio_text(report.latency)}."
         return (
             f"{share:.1%} of the ranked weights are zero. That makes files smaller, not inference faster: "
@@ -288,7 +293,11 @@ def sentences(report: RunReport) -> Iterator[str]:
     if report.verification is not None:
         worst = max((item["max_rel"] for item in report.verification["agreements"]), default=0.0)
         count = len(report.verification["agreements"])
-        yield f"ONNX Runtime equals PyTorch: largest relative difference {worst:.1e} over {count} comparisons."
+        rounded = _rounding(report)
+        yield (
+            f"ONNX Runtime equals PyTorch{' before weights are rounded' if rounded else ''}: largest relative"
+            f" difference {worst:.1e} over {count} comparisons.{rounded}"
+        )
     if report.skipped:
         yield f"Left alone: {_left_alone(report)} (listed with reasons in report.json)."
     yield from (f"Warning: {warning}" for warning in report.warnings)
@@ -299,7 +308,15 @@ def sentences(report: RunReport) -> Iterator[str]:
         yield f"Time: {format_seconds(total)} ({', '.join(f'{name} {value:.1f} s' for name, value in parts[:6])})"
     yield f"Files: {report.folder}/"
     yield f"Again: {report.command}"
-    yield f"Next:  compress inspect {report.folder}/model.pt"
+    yield "Next:  " + shlex.join(["compress", "inspect", f"{report.folder}/model.pt"])
+
+
+def _rounding(report: RunReport) -> str:
+    """What a form of weights that rounds does to the outputs of the written file."""
+    found = (report.packing or {}).get("comparison")
+    if not found or report.export is None or found["rms_rel"] < ROUNDING:
+        return ""
+    return f" model.onnx with {report.export['weights']}: outputs differ by {found['rms_rel']:.2%} of their size."
 
 
 def _counting(complexity: Mapping[str, Any]) -> str:

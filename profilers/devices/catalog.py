@@ -86,6 +86,13 @@ def devices() -> tuple[Device, ...]:
     return tuple(sorted((_device(run, keys[run.number], rows[run.number]) for run in members), key=_order))
 
 
+def _plainest(found: Mapping[str, list[Device]]) -> list[Device] | None:
+    """The device whose name says nothing that the others' do not say too (`...-overclocked`)."""
+    words = {key: set(key.split("-")) for key in found}
+    shortest = min(words, key=lambda key: len(words[key]))
+    return found[shortest] if all(words[shortest] <= other for other in words.values()) else None
+
+
 def find(name: str, threads: int | None = None) -> Device:
     """The device whose name has all words of `name`, or the description `core=...,clock=...` of another one.
 
@@ -105,6 +112,8 @@ def find(name: str, threads: int | None = None) -> Device:
         if words and words <= set(device.key.split("-")):
             found.setdefault(device.key, []).append(device)
     exact = found.get("-".join(re.findall(r"[a-z0-9]+", name.lower())))
+    if exact is None and len(found) > 1:
+        exact = _plainest(found)
     if exact is None and len(found) > 1:
         raise UnknownDevice(f"{name!r} fits {len(found)} devices", sorted(found))
     if exact is None and not found:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pruners.channels.atoms import tensor_at
 from pruners.channels.errors import BadChannelOptions
 from pruners.channels.groups import Group, Groups, Member
+from pruners.errors import BadWeights
 
 ScoreName = Literal["magnitude", "l1", "bn", "lamp", "fpgm", "taylor", "fisher"]
 Normaliser = Literal["mean", "max", "sum", "none"]
@@ -71,7 +72,8 @@ def score(
             (`mean_gradients`, `mean_squared_gradients`).
 
     Raises:
-        BadChannelOptions: gradients are needed and missing, or the weights hold NaN.
+        BadChannelOptions: gradients are needed and missing.
+        BadWeights: the weights hold NaN or inf.
     """
     options = options or ScoreOptions()
     if options.score in NEEDS_GRADIENTS and gradients is None:
@@ -79,7 +81,7 @@ def score(
     found = [_group_score(model, groups, group, options.score, gradients or {}) for group in groups.groups]
     for group, values in zip(groups.groups, found, strict=True):
         if not np.isfinite(values).all():
-            raise BadChannelOptions(f"group {group.name} has scores that are not finite: its weights hold NaN or inf")
+            raise BadWeights(group.name, "its weights hold NaN or inf")
     return [_normalised(values, options.normaliser) for values in found]
 
 

@@ -194,3 +194,18 @@ def test_a_finished_run_without_onnx_does_not_pass_for_one_with(files: Path) -> 
     assert prune("-o", "run", "--no-export") == 0
     assert prune("-o", "run", "--resume") == 2
     assert prune("-o", "run", "--resume", "--no-export") == 0
+
+
+def test_weights_that_are_rounded_do_not_pass_for_equal(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for word in FLAGS if word != "-q"]
+    assert run(["prune", "net.pt", "--sparsity", "0.8", *words, "--weights", "packed-cb2", "-o", "run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ONNX Runtime equals PyTorch before weights are rounded" in printed
+    assert f"outputs differ by {report()['packing']['comparison']['rms_rel']:.2%} of their size" in printed
+    assert printed.count("checkpoint gzipped") == printed.count("ONNX gzipped") == 1
+
+
+def test_resuming_nothing_is_said(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for word in FLAGS if word != "-q"]
+    assert run(["prune", "net.pt", "--sparsity", "0.8", *words, "--no-export", "-o", "new", "--resume"]) == 0
+    assert "holds nothing to resume" in capsys.readouterr().err

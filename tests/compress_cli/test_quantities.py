@@ -43,3 +43,10 @@ def test_formats() -> None:
 @pytest.mark.parametrize(("text", "original", "bound"), [("57%", 100, 57), ("69%", 4600, 3174), ("33.3%", 1000, 333)])
 def test_shares_that_come_out_whole_are_whole(text: str, original: int, bound: int) -> None:
     assert parse_limit("--max-params", "params", text).bound(original) == bound
+
+
+@pytest.mark.parametrize(("kind", "text"), [("params", "0.5"), ("macs", "0.25MACs"), ("bytes", "0.5B")])
+def test_less_than_one_is_taken_for_a_forgotten_percent_sign(kind: str, text: str) -> None:
+    with pytest.raises(UsageError, match="less than one") as caught:
+        parse_limit("--max-x", kind, text)
+    assert "%" in str(caught.value.fix)

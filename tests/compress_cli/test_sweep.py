@@ -131,3 +131,11 @@ def test_a_worker_that_needs_too_much_fails_alone(project: list[str], capsys: py
 def test_flags_that_make_no_sense(project: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*project, "--sparsity", "0.5", *words]) == 2
     assert "Fix" in capsys.readouterr().err
+
+
+def test_a_budget_that_is_none_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for flag, text in (("--sparsity", "0.5,banana"), ("--max-flops", "50%,2 parsecs")):
+        method = "magnitude" if flag == "--sparsity" else "channels"
+        words = ["sweep", "no-such-file.pt", "--method", method, flag, text, "-o", str(tmp_path / "sweep")]
+        assert run(words) == 2
+    assert not (tmp_path / "sweep").exists()
