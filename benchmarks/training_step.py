@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     variants = {"dense": None, "masked": "one-shot", "st3": "st3"}
     times: dict[str, list[float]] = {"plain": [], **{name: [] for name in variants}}
     for _ in range(options.repeat):

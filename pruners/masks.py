@@ -40,7 +40,7 @@ class Masks:
         self._weights = _pick(model, names)
         # 0 where the weight is zero, 1 elsewhere, as integers of the weight's own width
         self._ones = {name: _ones(weight) for name, weight in self._weights.items()}
-        self._converted: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._converted: dict[tuple[str, torch.dtype, torch.device, tuple[int, ...]], Tensor] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,13 +123,16 @@ class Masks:
         self._converted.clear()
 
     def _for(self, name: str, tensor: Tensor) -> Tensor:
-        """Return the mask of a parameter in the integer type and on the device of a tensor that it is to multiply."""
+        """Return the mask of a parameter for a tensor that it is to multiply: in its integer type, device and strides.
+
+        `torch._foreach_mul_` is fast only where the strides agree.
+        """
         mask, width = self._ones[name], KINDS[tensor.dtype].torch_int
-        if mask.dtype is width and mask.device == tensor.device:
+        if mask.dtype is width and mask.device == tensor.device and mask.stride() == tensor.stride():
             return mask
-        key = (name, width, tensor.device)
+        key = (name, width, tensor.device, tensor.stride())
         if key not in self._converted:
-            self._converted[key] = mask.to(tensor.device, width)
+            self._converted[key] = torch.empty_like(tensor, dtype=width, requires_grad=False).copy_(mask)
         return self._converted[key]
 
 

@@ -92,7 +92,7 @@ class MemoryImages:
             part = slice(begin, begin + len(piece))
             begin += len(piece)
             positions, chosen = everything[part], there[part]
-            images = store[chosen] if store.device == device else _sent(store[positions], device)
+            images = store[chosen] if store.device.type == device.type else _sent(store[positions], device)
             if augmentation is not None and draws is not None:
                 if augmentation.randaugment:
                     images = rand_augment(images, positions, seed, epoch or 0)

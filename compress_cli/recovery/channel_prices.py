@@ -146,8 +146,10 @@ def _prices(group: Group, traced: Traced, readers: dict[str, Reader]) -> NDArray
     ]
     prices = np.zeros(group.units)
     alive, highest = list(range(group.units)), 0.0
+    device = next((reader.weights.device for reader, _ in reading), torch.device("cpu"))
     while alive:
-        now = sum((reader.prices(columns[alive]) for reader, columns in reading), torch.zeros(len(alive)).double())
+        none = torch.zeros(len(alive), dtype=torch.float64, device=device)
+        now = sum((reader.prices(columns[alive]) for reader, columns in reading), none)
         cheapest = int(now.argmin())
         highest = max(highest, float(now[cheapest]))
         unit = alive.pop(cheapest)

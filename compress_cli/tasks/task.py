@@ -94,10 +94,13 @@ class Task:
 
         Raises:
             TaskMismatch: output and target do not fit, or the loss is not one number per sample.
+            InputError: the GPU's memory is full.
         """
         output, wanted = self.select_output(outputs), self.select_target(target)
         try:
             losses = self.loss(output, wanted)  # type: ignore[operator]
+        except torch.OutOfMemoryError as error:
+            raise _memory_full(self.name) from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise TaskMismatch(
                 f"task {self.name}: the loss cannot compare output {_shape(output)} with target {_shape(wanted)}: "
@@ -116,10 +119,13 @@ class Task:
 
         Raises:
             TaskMismatch: output and target do not fit.
+            InputError: the GPU's memory is full.
         """
         output, wanted = self.select_output(outputs), self.select_target(target)
         try:
             return self.metric.count(output, wanted)  # type: ignore[union-attr]
+        except torch.OutOfMemoryError as error:
+            raise _memory_full(self.name) from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise TaskMismatch(
                 f"task {self.name}: the metric cannot compare output {_shape(output)} with target {_shape(wanted)}: "
@@ -140,6 +146,10 @@ def mean_present(losses: Tensor) -> Tensor:
 def classification(classes: int | None = None, *, loss: Loss | None = None) -> tuple[Task, ...]:
     """The tasks of an image classifier: cross entropy on the first output and top-1 accuracy."""
     return (Task("top1", None, None, loss or CrossEntropy(), TopK(1, classes)),)
+
+
+def _memory_full(task: str) -> InputError:
+    return InputError(f"task {task}: the GPU's memory is not enough for a batch", "pass a smaller --batch-size")
 
 
 def _is_flat(outputs: Any) -> bool:

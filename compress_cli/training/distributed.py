@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -48,6 +48,18 @@ def add_up_(tensor: Tensor) -> Tensor:
     if active():
         dist.all_reduce(tensor)
     return tensor
+
+
+@torch.no_grad()
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Give tensors of any type and layout the first process's values, bit for bit."""
+    if not active():
+        return
+    for tensor in tensors:
+        if tensor.numel():
+            values = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(values.view(-1).view(torch.uint8), 0)
+            tensor.copy_(values)
 
 
 def any_true(flag: bool, device: torch.device) -> bool:

@@ -67,14 +67,17 @@ def joined(config: RunConfig, out: Out, *, resume: bool) -> Iterator[Place]:
         return
     if not config.output:
         raise UsageError("several processes need one output folder", "pass -o DIR")
+    import torch
     from torch import distributed as dist
 
     from compress_cli.training.placing import choose_device
 
     device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL takes the current device: without it, the first GPU in every process
     scratch = Path(tempfile.mkdtemp(prefix="compress-rank-"))
     try:
-        _join("nccl" if device.type == "cuda" else "gloo")
+        _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         resume = resume or (_attempt() > 0 and _first_has_begun(Path(config.output)))
         if dist.get_rank() == 0:
             _give(Path(config.output), resume)

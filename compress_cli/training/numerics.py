@@ -1,5 +1,7 @@
 """How the arithmetic of training runs on a device: plain float32 on a CPU; on a GPU bfloat16 products, channels last.
 
+Networks that cannot run in channels last (convolutions over volumes, `.view` of feature maps) keep channels first.
+
 The float32 weights and their gradients stay float32 everywhere. float16 products need their loss scaled, as small
 gradients would vanish (Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv 1710.03740): the scale grows
 while gradients stay finite, and a step whose gradients overflow is left out.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from compress_cli.data import Batch
 from compress_cli.training import distributed
+from exporters.outputs import evaluating
 
 _TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {None: "float32", torch.bfloat16: "bfloat16 autocast", torch.float16: "float16 autocast, scaled loss"}
@@ -32,17 +36,37 @@ class Numerics:
     def __init__(self, device: torch.device, precision: str = "auto") -> None:
         self.device = device
         self._type = _TYPES[precision] if precision != "auto" else _usual_type(device)
+        self._channels_last = False
+        self._layout = ""
         self._scaler: Any = torch.amp.GradScaler(device.type, enabled=self._type is torch.float16)
 
     @property
     def name(self) -> str:
         """For the report."""
-        return _NAMES[self._type] + (", channels last" if self.device.type == "cuda" else "")
+        return _NAMES[self._type] + self._layout
 
-    def prepare_(self, module: nn.Module) -> None:
-        """Lay convolution weights out for the device."""
-        if self.device.type == "cuda":
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def prepare_(self, module: nn.Module, sample: Callable[[], Batch], teacher: nn.Module | None = None) -> None:
+        """Lay convolution weights out for the device: on a GPU channels last, where student and teacher run so."""
+        if self.device.type != "cuda":
+            return
+        if any(tensor.dim() == 5 for tensor in itertools.chain(module.parameters(), module.buffers())):
+            self._layout = ", channels first (5-D weights)"
+            return
+        self._channels_last = True
+        self._layout = ", channels last"
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = self.batch(sample()).inputs
+        try:
+            for network in (module, teacher):
+                if network is not None:
+                    with evaluating(network), self.autocast():
+                        network(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._channels_last = False
+            self._layout = f", channels first (channels last fails: {(str(error).splitlines() or [''])[0][:120]})"
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     @property
     def look_every(self) -> int:
@@ -51,7 +75,7 @@ class Numerics:
 
     def batch(self, batch: Batch) -> Batch:
         """The batch with images in the layout of the weights."""
-        if self.device.type != "cuda":
+        if not self._channels_last:
             return batch
         laid_out = tuple(
             item.to(memory_format=torch.channels_last) if item.dim() == 4 else item for item in batch.inputs

@@ -39,4 +39,10 @@ def make_optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> t
     fast = {"fused": True} if device.type == "cuda" else {"foreach": True}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, **fast)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, **fast)
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, **fast)
+    if "fused" in fast and recipe.momentum:
+        # made by the first step, the buffers stay uninitialised when that step is left out (an overflow in float16);
+        # a step from zero momentum is the usual first step
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

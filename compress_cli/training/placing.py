@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,12 +41,14 @@ def choose_device(wanted: str) -> torch.device:
 
 @contextmanager
 def placed(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """The module on a device inside, back on the CPU afterwards; nothing moves when the device is the CPU."""
-    if device.type == "cpu":
+    """The module on a device inside, back where it was afterwards; nothing moves when it is there or has no tensors."""
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    before = device if first is None else first.device
+    if before == device:
         yield module
         return
     module.to(device)
     try:
         yield module
     finally:
-        module.to("cpu")
+        module.to(before)

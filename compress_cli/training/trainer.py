@@ -92,7 +92,7 @@ class Trainer:
         self.batch, self.steps_per_epoch = step_plan(recipe, len(self.split))
         self.steps = self.steps_per_epoch * recipe.epochs
         self.numerics = Numerics(quality.device, recipe.precision)
-        self.numerics.prepare_(module)
+        self.numerics.prepare_(module, lambda: self._sample(2), teacher)
         points = feature_points(module, teacher, recipe, self._sample, session)
         encoders = encoders_kept_orthogonal(module, factored, recipe, session)
         self.objective = Objective.of(quality.tasks, recipe, teacher, points, encoders)
@@ -160,10 +160,13 @@ class Trainer:
         saved_step = self.progress.step
         while self.progress.step < (epoch + 1) * self.steps_per_epoch:
             self._step(batches)
+            last = self.progress.step % self.steps_per_epoch == 0
+            if last:
+                self._look(self.progress.step)  # waits for what the device still has to do
             now = time.perf_counter()
             self.progress.seconds += now - begin
             begin = now
-            if self.progress.step % self.steps_per_epoch == 0:
+            if last:
                 break
             if self.progress.step % self.numerics.look_every:
                 continue
@@ -239,8 +242,8 @@ class Trainer:
             return nullcontext()
         return self.session.out.progress("Fine-tuning")
 
-    def _sample(self) -> Batch:
-        return next(iter(self.split.batches([[0]], device=self.quality.device)))
+    def _sample(self, images: int = 1) -> Batch:
+        return next(iter(self.split.batches([list(range(images))], device=self.quality.device)))
 
     def _compile(self) -> None:
         """Let `network` be compiled; not where hooks look into it, which a compiler may leave out."""
@@ -266,7 +269,6 @@ class Trainer:
         return self.session.config.tensorboard if distributed.rank() == 0 else None
 
     def _close_epoch(self, epoch: int, bar: ProgressLine | None) -> None:
-        self._look(self.progress.step)
         done = self.progress
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -299,6 +301,7 @@ class Trainer:
         split = self.quality.data.test
         if split is None or len(split) > len(self.split) // 2:
             return {}
+        distributed.broadcast_(self.module.buffers())  # batch-norm statistics are each process's own
         with self.sparsifier.deployed():
             return self.quality.measure(self.module, split, range(len(split)))
 
@@ -306,6 +309,9 @@ class Trainer:
         if self.average is not None:
             self.module.load_state_dict(self.average.tensors)
         self.sparsifier.finish_()
+        distributed.broadcast_(
+            [*self.module.parameters(), *self.module.buffers()]
+        )  # every process scores what is saved
         self.module.eval()
         self.finished = True
         self.save()

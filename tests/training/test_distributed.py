@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from compress_cli.config import resolve
+from compress_cli.console import Out
 from compress_cli.demo.train import write_original
-from compress_cli.training import finetune
+from compress_cli.training import distributed, finetune, launch, placing
 from compress_cli.training.recipe import Recipe
 from pruners import magnitude
 from pruners.masks import Masks
@@ -81,6 +83,58 @@ def test_two_processes_equal_one_with_the_same_images_a_step(open_run: Callable[
         assert mine[0] == theirs[0]
         assert mine[1] == pytest.approx(theirs[1], rel=1e-4)
         assert mine[2] == theirs[2] == 64
+
+
+def with_batchnorm(rank: int, open_run: Callable[..., Any], network: nn.Module, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    odd = torch.full((2, 3, 4, 4), rank, dtype=torch.float16).to(memory_format=torch.channels_last)
+    flag = torch.tensor(rank == 0)
+    distributed.broadcast_([odd, flag, torch.empty(0)])
+    with open_run(output=str(folder / str(rank))) as (session, quality):
+        finetune(network, quality, session=session, recipe=Recipe(epochs=1, lr=0.05, batch_size=48))
+    torch.save({"odd": odd, "flag": flag, **network.state_dict()}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.forks
+def test_processes_end_with_the_weights_and_statistics_of_the_saved_state(
+    open_run: Callable[..., Any], network: nn.Module, tmp_path: Path
+) -> None:
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=with_batchnorm, args=(rank, open_run, network, tmp_path), daemon=True)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(600)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    first, second = (torch.load(tmp_path / name) for name in ("0.pt", "1.pt"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert second["flag"]
+    assert not second["odd"].any()
+    saved = torch.load(tmp_path / "0" / "checkpoints" / "last.pt")["weights"]
+    assert all(torch.equal(value, second[name]) for name, value in saved.items())
+
+
+def test_each_process_takes_its_gpu_before_it_joins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[object] = []
+
+    def join(backend: str) -> None:
+        done.append(backend)
+        raise LookupError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(placing, "choose_device", lambda wanted: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(launch, "_join", join)
+    config = resolve("prune", "original.pt", {"output": str(tmp_path), "sparsity": "0.5"})
+    with pytest.raises(LookupError), launch.joined(config, Out(quiet=True), resume=False):
+        pass
+    assert done == [torch.device("cuda", 1), "cpu:gloo,cuda:nccl"]
 
 
 TASK = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from compress_cli.data import Batch
 from compress_cli.data.augment import Augmentation
 from compress_cli.data.folders import class_folder
 from compress_cli.data.preprocess import Preprocess
@@ -22,6 +24,7 @@ from compress_cli.tasks import classification
 from compress_cli.training import finetune
 from compress_cli.training.modes import choose_sparsifier
 from compress_cli.training.numerics import Numerics
+from compress_cli.training.optimizers import make_optimizer
 from compress_cli.training.recipe import Recipe
 from compress_cli.training.trainer import Trainer
 from pruners import magnitude
@@ -164,6 +167,107 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_halved
     assert numerics.state_dict()["scale"] == begin / 2
     step(1.0)
     assert weight.tolist() == [0.5, 0.5]  # 1 - 0.5 * 1: the gradient's true size
+
+
+def test_momentum_is_zero_after_a_fused_first_step_that_is_left_out() -> None:
+    """On a CPU with the optimiser of a GPU."""
+    layer = nn.Linear(64, 64)
+    recipe = Recipe(epochs=1, lr=0.1, batch_size=2)
+    fused = make_optimizer(layer, recipe, torch.device("cuda"))
+    same = copy.deepcopy(layer)
+    plain = make_optimizer(same, recipe, CPU)
+    assert fused.defaults["fused"]
+    assert not plain.state
+    for optimizer, network in ((fused, layer), (plain, same)):
+        network(torch.ones(2, 64)).sum().backward()
+        if optimizer is fused:
+            fused.found_inf = torch.ones(())  # type: ignore[attr-defined]  # as GradScaler hands it over
+            fused.step()
+            assert not any(fused.state[weight]["momentum_buffer"].any() for weight in layer.parameters())
+            fused.found_inf = None  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.step()
+    for mine, theirs in zip(layer.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class Views(nn.Module):
+    """Flattens feature maps with `.view`, which needs channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).view(len(x), -1)
+
+
+def laid_out(network: nn.Module, images: torch.Tensor, teacher: nn.Module | None = None) -> tuple[str, Batch]:
+    """The words of the layout, and a batch in it, as if the CPU were a GPU."""
+    numerics = Numerics(CPU)
+    numerics.device = torch.device("cuda")
+    batch = Batch((images,), None, torch.arange(len(images)))
+    numerics.prepare_(network, lambda: batch, teacher)
+    return numerics.name, numerics.batch(batch)
+
+
+def test_networks_train_channels_last_where_they_can() -> None:
+    network, images = small_net().train(), torch.ones(2, 3, 8, 8)
+    name, batch = laid_out(network, images)
+    assert name == "float32, channels last"
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert batch.inputs[0].is_contiguous(memory_format=torch.channels_last)
+    assert network.training
+    assert not network[1].running_mean.any()
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_networks_that_need_channels_first_keep_it(which: str) -> None:
+    network, teacher = (Views(), None) if which == "student" else (small_net(), Views())
+    name, batch = laid_out(network, torch.ones(2, 3, 8, 8), teacher)
+    assert name.startswith("float32, channels first (channels last fails: view size")
+    assert all(weight.is_contiguous() for weight in network.parameters())
+    assert batch.inputs[0].is_contiguous()
+    for each in (network, teacher):
+        if each is not None:
+            each(*batch.inputs)
+
+
+def test_convolutions_over_volumes_keep_channels_first() -> None:
+    network = nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten())
+    name, batch = laid_out(network, torch.ones(2, 3, 4, 8, 8))
+    assert name == "float32, channels first (5-D weights)"
+    assert batch.inputs[0].is_contiguous()
+
+
+def test_masks_are_laid_out_like_what_they_multiply() -> None:
+    layer = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        layer.weight[0] = 0.0
+    masks = Masks(layer, ["weight"])
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for tensor in (layer.weight, torch.ones(4, 3, 3, 3), torch.ones(4, 3, 3, 3, dtype=torch.float64)):
+        mask = masks._for("weight", tensor)
+        assert mask.stride() == tensor.stride()
+        assert mask is masks._for("weight", tensor)
+        assert torch.equal(mask == 0, layer.weight == 0)
+
+
+def test_seconds_include_what_the_device_has_still_to_do(
+    open_run: Callable[..., Any], network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._look
+
+    def slow(self: Trainer, made: int) -> None:
+        time.sleep(0.5)
+        original(self, made)
+
+    monkeypatch.setattr(Trainer, "_look", slow)
+    monkeypatch.setattr(Numerics, "look_every", 25)  # more than an epoch's steps
+    with open_run() as (session, quality):
+        record = finetune(network, quality, session=session, recipe=Recipe(epochs=1, lr=0.01, batch_size=48))
+    assert record["seconds"] > 0.5
+    assert record["history"][0]["seconds"] == record["seconds"]
 
 
 def test_the_loss_scale_is_saved_and_restored(

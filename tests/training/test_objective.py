@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress_cli.data import Batch
-from compress_cli.errors import UsageError
+from compress_cli.errors import InputError, UsageError
 from compress_cli.tasks import L1, Task, classification
+from compress_cli.tasks.metrics import TopK
+from compress_cli.tasks.task import TaskMismatch
 from compress_cli.training import finetune
 from compress_cli.training.distill import teacher_loss
 from compress_cli.training.features import FeaturePoints
@@ -54,6 +56,21 @@ def test_distillation_weighs_both_losses() -> None:
     )
     torch.testing.assert_close(found, wanted)
     assert not found.requires_grad  # nothing flows into the teacher
+
+
+def test_a_full_gpu_is_no_mismatch_of_the_task() -> None:
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Full(TopK):
+        count = full
+
+    task = Task("top1", loss=full, metric=Full(1))
+    for use in (task.losses, task.count):
+        with pytest.raises(InputError, match="GPU's memory") as raised:
+            use(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
+        assert not isinstance(raised.value, TaskMismatch)
+        assert "--batch-size" in raised.value.fix
 
 
 def test_label_smoothing_reaches_the_built_in_loss() -> None:

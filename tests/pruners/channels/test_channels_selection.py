@@ -31,6 +31,7 @@ from pruners.channels import (
     select,
     select_share,
 )
+from pruners.errors import BadWeights
 from tests.pruners.channels.channel_nets import SUITE, example, make
 
 CASES = {case.name: case for case in SUITE}
@@ -104,7 +105,7 @@ def test_scores_that_need_images_say_so_and_names_are_checked() -> None:
         ScoreOptions("best")  # type: ignore[arg-type]
     with torch.no_grad():
         model.c0.weight[0, 0, 0, 0] = torch.nan
-    with pytest.raises(BadChannelOptions, match="c0"):
+    with pytest.raises(BadWeights, match="c0"):
         first_group(model, "magnitude")
 
 

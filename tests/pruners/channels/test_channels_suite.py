@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pruners.channels import Group, SurgeryFailed, analyse, apply_, fit, make_plan, prove
-from tests.pruners.channels.channel_nets import SUITE, Case, example, make
+from tests.pruners.channels.channel_nets import SUITE, Case, Outputs, example, make
 from tests.pruners.channels.extra_nets import EXTRA
 from tests.pruners.channels.picking import pick
 
@@ -140,3 +140,34 @@ class Diagonal(nn.Module):
 def test_both_dims_of_a_diagonal_stay() -> None:
     groups = analyse(Diagonal().eval(), example())
     assert not [member for group in groups.groups for member in group.members if member.tensor == "table"]
+
+
+class TrainOnly(nn.Module):
+    """Its second output, made in train mode only, holds the width as a number."""
+
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        self.mean = mean
+        self.c1, self.c2 = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 4, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> object:
+        y = self.c1(x).relu()
+        out = self.c2(y if self.mean else self.drop(y)).mean((2, 3))
+        half = y[:, :16].mean(1) if self.mean else y[:, :16].sum(1)
+        return (out, half) if self.training else out
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_outputs_of_the_train_forward_are_compared_too(mean: bool) -> None:
+    torch.manual_seed(0)
+    model = TrainOnly(mean).eval()
+    groups = analyse(model, example())
+    plan = make_plan(groups, {0: list(range(8))})
+    with pytest.raises(SurgeryFailed, match="masked train forward"):
+        fit(model, example(), groups, lambda _: plan, tiers=(1,))
+    model = Outputs().eval()
+    groups = analyse(model, example())
+    plan = make_plan(groups, {0: [0, 1]})
+    proved = {check.name: check for check in fit(model, example(), groups, lambda _: plan, tiers=(1,)).proof.checks}
+    assert proved["masked train forward"].value is not None
