@@ -116,10 +116,7 @@ def _judged_anew(session: Session, report: RunReport) -> RunReport:
                 f"repeat that flag, use {later} on its model, or run anew with --overwrite",
             )
     own = tuple(gate for gate in report.gates if gate.name not in LIMIT_KINDS)
-    limits = config.limits()
-    if session.chain is not None:
-        limits = session.chain.limits if session.last else ()
-    judged = with_gates(report, limits)
+    judged = with_gates(report, session.limits)
     judged = dataclasses.replace(judged, gates=(*judged.gates, *own))
     if judged.gates != report.gates:
         _write_report(session, judged)

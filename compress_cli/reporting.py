@@ -87,11 +87,9 @@ def assemble(
         notes=tuple(session.notes),
         seconds=dict(session.seconds),
     )
-    limits = config.limits()
     if session.chain is not None:
         report = dataclasses.replace(report, steps=(*session.chain.earlier, row_of(report, session.chain.text)))
-        limits = session.chain.limits if session.last else ()
-    report = with_gates(report, limits)
+    report = with_gates(report, session.limits)
     return dataclasses.replace(report, gates=(*report.gates, *method.gates(plan)))
 
 

@@ -54,6 +54,11 @@ class RunFolder:
         """The open `log.txt`."""
         return self._log
 
+    @property
+    def keeps_old(self) -> bool:
+        """Whether the run that `--overwrite` is to replace is still whole."""
+        return bool(self._replaced)
+
     def file(self, name: str) -> Path:
         """The path of one file of the run."""
         return self.path / name

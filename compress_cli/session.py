@@ -108,6 +108,13 @@ class Session:
         return self.chain is None or self.chain.last
 
     @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What the result is judged by: the run's limits, or those of the combination that it ends."""
+        if self.chain is None:
+            return self.config.limits()
+        return self.chain.limits if self.last else ()
+
+    @property
     def folder(self) -> RunFolder:
         """The run folder; a dry run has none and must not ask."""
         if self._folder is None:
@@ -175,6 +182,9 @@ def open_session(
             with _sigterm_as_interrupt():
                 yield Session(config, out, folder, resume=resume, shared=shared, chain=chain)
         except KeyboardInterrupt as error:
+            if folder.keeps_old:
+                again = "repeat the command: compress " + shlex.join(sys.argv[1:])
+                raise Interrupted("interrupted; the run that was to be replaced is untouched", again) from error
             state = f"the last good state is in {path}" if _has_artifacts(path) else "nothing was written yet"
             raise Interrupted(f"interrupted; {state}", _resume_command(path)) from error
         finally:

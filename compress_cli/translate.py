@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from compress_cli.errors import CompressError, InputError, UnsupportedModelError, UsageError
 
+DAMAGED = "the checkpoint is damaged or training diverged: use an earlier one"
 
-def _short(error: Exception) -> str:
-    """The message without its list of close names, which the fix repeats."""
-    return str(error).partition("; close names:")[0]
+
+def _no_match(error: Exception, close: Sequence[str]) -> UsageError:
+    """The close names belong into the fix, not into the message as well."""
+    fix = f"closest names: {', '.join(close)}" if close else "compress inspect lists the names"
+    return UsageError(str(error).partition("; close names:")[0], fix)
 
 
 @contextmanager
@@ -23,9 +26,7 @@ def pruning_errors() -> Iterator[None]:
     except (m.BadSparsity, m.BadFloor) as error:
         raise UsageError(str(error), "pass a share such as --sparsity 0.9 or 90%, at least 0 and below 1") from error
     except m.NoMatch as error:
-        close = ", ".join(error.close_matches)
-        fix = f"closest names: {close}" if close else "compress inspect lists the names"
-        raise UsageError(_short(error), fix) from error
+        raise _no_match(error, error.close_matches) from error
     except m.BadOptions as error:
         raise UsageError(str(error), "compress prune --help lists what goes together") from error
     except m.NothingToPrune as error:
@@ -40,7 +41,7 @@ def pruning_errors() -> Iterator[None]:
         fix = "keep some weights in every tensor with --floor, or exclude it with --ignore"
         raise UsageError(str(error), fix) from error
     except m.BadWeights as error:
-        raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
+        raise InputError(str(error), DAMAGED) from error
     except m.PlanMismatch as error:
         raise InputError(str(error), "apply the plan to the checkpoint it was made for") from error
 
@@ -55,11 +56,9 @@ def channel_errors() -> Iterator[None]:
     try:
         yield
     except c.NoMatch as error:
-        close = ", ".join(error.close_matches)
-        fix = f"closest names: {close}" if close else "compress inspect lists the names"
-        raise UsageError(_short(error), fix) from error
+        raise _no_match(error, error.close_matches) from error
     except BadWeights as error:
-        raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
+        raise InputError(str(error), DAMAGED) from error
     except c.BadChannelOptions as error:
         raise UsageError(str(error), "compress prune --help lists what goes together") from error
     except c.InfeasibleBudget as error:
@@ -85,15 +84,13 @@ def decomposition_errors() -> Iterator[None]:
     try:
         yield
     except d.NoMatch as error:
-        close = ", ".join(error.close_matches)
-        fix = f"closest names: {close}" if close else "compress inspect lists the names"
-        raise UsageError(_short(error), fix) from error
+        raise _no_match(error, error.close_matches) from error
     except d.NothingToDecompose as error:
         raise UnsupportedModelError(str(error), "prune it instead: compress prune FILE --sparsity 0.8") from error
     except d.InfeasibleBudget as error:
         raise UsageError(str(error), "allow more, or fewer layers in --ignore") from error
     except d.BadWeights as error:
-        raise InputError(str(error), "the checkpoint is damaged or training diverged: use an earlier one") from error
+        raise InputError(str(error), DAMAGED) from error
     except (d.PlanMismatch, d.BadPlan) as error:
         raise InputError(str(error), "apply the plan to the checkpoint it was made for") from error
 

@@ -309,9 +309,8 @@ class Trainer:
         if self.average is not None:
             self.module.load_state_dict(self.average.tensors)
         self.sparsifier.finish_()
-        distributed.broadcast_(
-            [*self.module.parameters(), *self.module.buffers()]
-        )  # every process scores what is saved
+        everything = (*self.module.parameters(), *self.module.buffers())
+        distributed.broadcast_(everything)  # every process scores what is saved
         self.module.eval()
         self.finished = True
         self.save()

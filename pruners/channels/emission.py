@@ -44,8 +44,12 @@ class Program:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     constants: Mapping[str, Tensor]
-    dynamic: bool
     sizes: tuple[tuple[int | None, ...], ...]
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it runs on any number of images."""
+        return any(size is None for shape in self.sizes for size in shape)
 
     def check(self, flat: Sequence[Any], name: str) -> None:
         """Refuse inputs of other sizes than the traced ones.
@@ -101,10 +105,10 @@ def programs_of(model: nn.Module, groups: Groups, gone: Ids) -> tuple[list[Progr
 
 
 def _sizes(entry: Entry, dynamic: bool) -> tuple[tuple[int | None, ...], ...]:
-    """What each flat input must measure; the first dim is the batch, which a dynamic graph leaves open."""
-    leaves = pytree.tree_leaves((entry.args, dict(entry.kwargs)))
+    """What each flat input must measure; a dynamic graph leaves those first dims open that were traced so."""
+    leaves = pytree.tree_leaves((doubled(entry.args) if dynamic else entry.args, dict(entry.kwargs)))
     shapes = (tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves)
-    return tuple((None, *shape[1:]) if shape and dynamic else shape for shape in shapes)
+    return tuple((None, *shape[1:]) if dynamic and shape and shape[0] > 1 else shape for shape in shapes)
 
 
 def graph_hash(groups: Groups) -> str:
@@ -145,12 +149,14 @@ def _dynamic_program(model: nn.Module, trace: Trace, entry: Entry) -> tuple[Expo
     """The entry traced with any batch size if that gives the same operators, else the static trace."""
     static = _operators(trace.program)
     itself = (trace.program, dict(zip(static, static, strict=True)), False)
+    if entry.kwargs:
+        return itself
     args = doubled(entry.args)
     shapes = pytree.tree_map(
         lambda item: {0: Dim.DYNAMIC} if isinstance(item, Tensor) and item.dim() and item.shape[0] > 1 else None, args
     )
     try:
-        program = read_graph(model, Entry(entry.mode, args, entry.kwargs), (*shapes,) if not entry.kwargs else None)
+        program = read_graph(model, Entry(entry.mode, args, {}), (*shapes,))
     except CannotTrace:
         return itself
     twins = _paired(_operators(program), static)
@@ -219,7 +225,6 @@ def _compile(
         program.call_spec.in_spec,
         program.call_spec.out_spec,
         constants,
-        any(size is None for shape in sizes for size in shape),
         sizes,
     )
 

@@ -15,6 +15,7 @@ import torch
 
 from compress_cli.app import run
 from compress_cli.checkpoint import read_tensors
+from compress_cli.methods import method_named
 from compress_cli.rundir import RunFolder
 from tests.compress_cli.checkpoint.checkpoint_files import save_torch, weights, write_net
 from tests.compress_cli.hard_runs import FINISHED, Runner
@@ -118,6 +119,23 @@ def test_a_budget_that_cannot_be_met_does_not_cost_the_old_run(runner: Runner, f
     assert runner.prune(file, "--sparsity", "0.25", "--overwrite").code == 0
     assert json.loads((runner.out / "config.json").read_text())["sparsity"] == "0.25"
     assert "0.99" not in (runner.out / "log.txt").read_text()
+
+
+def test_stopping_before_there_is_a_plan_does_not_cost_the_old_run(
+    runner: Runner, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.prune(file, *HALF)
+    before = (runner.out / "model.pt").read_bytes()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(method_named("magnitude")), "plan", stop)
+    outcome = runner.prune(file, "--sparsity", "0.9", "--overwrite")
+    assert outcome.code == 130
+    assert "to be replaced is untouched" in outcome.message
+    assert "--resume" not in outcome.message
+    assert (runner.out / "model.pt").read_bytes() == before
 
 
 def test_a_strangers_config_file_survives_a_run_that_fails(runner: Runner, file: Path, tmp_path: Path) -> None:

@@ -3,68 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-
-@dataclass(frozen=True)
-class Case:
-    """A net, the kind of its input and the parameter ratio that specs/channels.md gives for 50 % of the units."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    ratio: float
-    keep: float = 0.5
-
-
-def c(i: int, o: int, **more: object) -> nn.Conv2d:
-    return nn.Conv2d(i, o, 3, padding=1, **more)  # type: ignore[arg-type]
-
-
-class Net(nn.Module):
-    """body(x) -> 24 maps -> mean -> Linear(24, 5); `parts` become submodules."""
-
-    def __init__(self, body: Callable[[Net, Tensor], Tensor], last: int = 24, **parts: object) -> None:
-        super().__init__()
-        self.body = body
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-        self.fc = nn.Linear(last, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(self, x)
-        return self.fc(y.mean((2, 3)) if y.dim() == 4 else y.mean(1) if y.dim() == 3 else y)
-
-
-def p(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape) * 0.5)
-
-
-def b(*shape: int) -> Tensor:
-    return torch.randn(*shape)
-
-
-class Tokens(nn.Module):
-    """4x4 patches -> B x 16 x width tokens -> body -> token mean -> Linear."""
-
-    def __init__(self, body: Callable[[Tokens, Tensor], Tensor], last: int, width: int = 32, **parts: object) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, width, 4, 4)
-        self.body = body
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.fc = nn.Linear(last, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(self, self.patch(x).flatten(2).transpose(1, 2))
-        return self.fc(y.mean(1) if y.dim() == 3 else y)
+from tests.pruners.channels.net_parts import Case, Net, Outputs, Tokens, b, c, p, separate_parts
 
 
 def _shared() -> nn.Module:
@@ -139,10 +84,6 @@ def _qkv_parts() -> dict[str, object]:
     return {"qkv": nn.Linear(32, 96), "proj": nn.Linear(32, 32), "ln": nn.LayerNorm(32)}
 
 
-def separate_parts() -> dict[str, object]:
-    return {name: nn.Linear(32, 32) for name in ("q", "k", "v", "proj")}
-
-
 def _merge(m: Tokens, y: Tensor) -> Tensor:
     y = y.view(y.shape[0], 4, 4, -1)
     parts = [y[:, a::2, e::2] for a, e in ((0, 0), (1, 0), (0, 1), (1, 1))]
@@ -156,16 +97,6 @@ def _windows(m: Tokens, y: Tensor) -> Tensor:
     y = m.mid(y)
     y = y.view(n, 2, 2, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, 4, 4, -1)
     return torch.roll(y, (1, 1), (1, 2)).flatten(1, 2)
-
-
-class Outputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.c0, self.c1, self.fc, self.aux = c(3, 16), c(16, 24), nn.Linear(24, 5), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> dict[str, object]:
-        y = F.relu(self.c0(x))
-        return {"logits": self.fc(F.relu(self.c1(y)).mean((2, 3))), "more": [self.aux(y.mean((2, 3)))]}
 
 
 class TrainBranch(Outputs):
@@ -395,23 +326,3 @@ SUITE = [
     Case("dataclass_like_output", Outputs, 0.25),
     Case("train_only_branch", TrainBranch, 0.31),
 ]
-
-
-def make(case: Case, seed: int = 0) -> nn.Module:
-    """The net of a case with random weights, where every vector and running statistic is random too."""
-    torch.manual_seed(seed)
-    net = case.build()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5)
-        for name, buffer in net.named_buffers():
-            if name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-            elif name.endswith("running_mean"):
-                buffer.uniform_(-0.5, 0.5)
-    return net.eval()
-
-
-def example() -> tuple[Tensor, ...]:
-    return (torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)),)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.pruners.channels.channel_nets import Case, Net, Outputs, Tokens, c, separate_parts
+from tests.pruners.channels.net_parts import Case, Net, Outputs, Tokens, c, separate_parts
 
 
 def _two(body: Callable[[Net, Tensor], Tensor], last: int = 24, **parts: object) -> nn.Module:

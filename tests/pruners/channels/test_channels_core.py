@@ -31,7 +31,8 @@ from pruners.channels import (
 from pruners.channels.labels import RESERVED, Labels, Reason
 from pruners.channels.plan_type import from_runs, to_runs
 from pruners.errors import NoMatch
-from tests.pruners.channels.channel_nets import SUITE, Case, example, make
+from tests.pruners.channels.channel_nets import SUITE
+from tests.pruners.channels.net_parts import Case, example, make
 from tests.pruners.channels.picking import pick
 
 CASES = {case.name: case for case in SUITE}

@@ -32,7 +32,8 @@ from pruners.channels import (
     select_share,
 )
 from pruners.errors import BadWeights
-from tests.pruners.channels.channel_nets import SUITE, example, make
+from tests.pruners.channels.channel_nets import SUITE
+from tests.pruners.channels.net_parts import example, make
 
 CASES = {case.name: case for case in SUITE}
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from pruners.channels import Group, SurgeryFailed, analyse, apply_, fit, make_plan, prove
-from tests.pruners.channels.channel_nets import SUITE, Case, Outputs, example, make
+from tests.pruners.channels.channel_nets import SUITE
 from tests.pruners.channels.extra_nets import EXTRA
+from tests.pruners.channels.net_parts import Case, Outputs, example, make
 from tests.pruners.channels.picking import pick
 
 SIZES_IN_CODE = {
