@@ -13,6 +13,9 @@ EXIT_VERIFICATION = 4
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
+DAMAGED = "the checkpoint is damaged or training diverged: use an earlier one"
+"""The fix for weights that are not finite, wherever they are found."""
+
 
 class CompressError(Exception):
     """A failure that the user, their file or their machine caused; shown as `Error:` and `Fix:` lines."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress_cli.errors import InputError, UsageError, VerificationError
+from compress_cli.errors import DAMAGED, InputError, UsageError, VerificationError
 from compress_cli.onnx_files import free_target, onnx_errors, published
 from compress_cli.translate import export_errors
 from compress_cli.weight_forms import WEIGHTS, check_known, write_form
@@ -30,6 +30,7 @@ class Request:
 
     source: Path
     target: Path
+    overwrite: bool
     weights: str
     max_error: float | None
     calibration: str
@@ -64,7 +65,14 @@ def parse_request(
     flags["formats"] = tuple(dict.fromkeys(name.strip() for text in formats for name in text.split(",")))
     for name in flags["formats"]:
         check_known("--format", name, FORMATS)
-    return Request(source=source, target=target, **{**flags, "max_error": None if error is None else _share(error)})
+    if "ort" in flags["formats"]:
+        free_target(str(target.with_suffix(".ort")), source, overwrite=overwrite)
+    return Request(
+        source=source,
+        target=target,
+        overwrite=overwrite,
+        **{**flags, "max_error": None if error is None else _share(error)},
+    )
 
 
 def _share(text: str) -> float:
@@ -97,7 +105,11 @@ def run_export(request: Request, out: Out) -> dict[str, Any]:
     begin = time.perf_counter()
     notes: list[str] = []
     _check_packages(request.formats)
-    with onnx_errors(), published(request.target) as work, tempfile.TemporaryDirectory() as scratch:
+    with (
+        onnx_errors(),
+        published(request.target, overwrite=request.overwrite) as work,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         dense = _dense(request, Path(scratch), out, notes)
         if request.mobile:
             notes.append(_pooling(dense.path))
@@ -185,6 +197,7 @@ def _from_checkpoint(request: Request, path: Path, out: Out, notes: list[str]) -
     loaded = load(request.source, **request.model)
     if loaded.module is None or loaded.example_inputs is None:
         raise InputError(f"{request.source} cannot be exported: {loaded.missing_reason}", _how_to_build(loaded))
+    _refuse_nonfinite(request.source, loaded.module)
     call = callable_form(loaded, loaded.module)
     out.info("Exporting to ONNX")
     with export_errors():
@@ -218,6 +231,14 @@ def _from_checkpoint(request: Request, path: Path, out: Out, notes: list[str]) -
         "notes": list(found.notes),
     }
     return _Dense(path, str(loaded.kind), section, proof, loaded)
+
+
+def _refuse_nonfinite(file: Path, network: Any) -> None:
+    """Outputs of damaged weights equal themselves, and would pass every comparison. Buffers may hold infinity."""
+    found = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise InputError(f"{file}: {found[0]}{more} holds NaN or infinity", DAMAGED)
 
 
 def _how_to_build(loaded: Any) -> str:

@@ -36,17 +36,23 @@ def free_target(name: str, source: Path, *, overwrite: bool) -> Path:
     path = Path(name)
     if path.exists() and source.exists() and path.samefile(source):
         raise UsageError(f"{name} is the file that is read", "name another file with -o")
-    if path.exists() and not overwrite:
-        raise UsageError(f"{name} is already there", "choose another name with -o, or pass --overwrite")
+    if not overwrite:
+        _refuse_taken(path)
     return path
 
 
+def _refuse_taken(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"{path} is already there", "choose another name with -o, or pass --overwrite")
+
+
 @contextmanager
-def published(target: Path) -> Iterator[Path]:
+def published(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A path of the same name in a temporary folder beside `target`; on success all files in it move to their place.
 
     Raises:
         InputError: the place cannot be written to, or the disk is full.
+        UsageError: a file that comes with it (its data, another format) is there and `overwrite` was not asked.
     """
     with (
         atomic_path(target) as last,  # checks the place and turns its errors into ours
@@ -54,9 +60,11 @@ def published(target: Path) -> Iterator[Path]:
     ):
         work = Path(folder) / target.name
         yield work
-        for extra in Path(folder).iterdir():  # the weights file of a model over 2 GB, a configuration
-            if extra != work:
-                os.replace(extra, target.parent / extra.name)
+        extras = [extra for extra in Path(folder).iterdir() if extra != work]  # data of a model over 2 GB, .ort
+        for extra in () if overwrite else extras:
+            _refuse_taken(target.parent / extra.name)
+        for extra in extras:
+            os.replace(extra, target.parent / extra.name)
         os.replace(work, last)
 
 

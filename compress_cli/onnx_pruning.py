@@ -67,7 +67,12 @@ def prune_file(flags: RunFlags) -> int:
     _refuse(config, flags)
     source, out = Path(flags.checkpoint), Out(as_json=flags.as_json, quiet=flags.quiet, verbose=flags.verbose)
     target = _target(config, source, overwrite=flags.overwrite)
-    with _folder(target.parent), onnx_errors(), published(target) as work, tempfile.TemporaryDirectory() as scratch:
+    with (
+        _folder(target.parent),
+        onnx_errors(),
+        published(target, overwrite=flags.overwrite) as work,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         document = _carry_out(config, source, work, Path(scratch), out)
     document |= {"file": str(target), "seconds": time.perf_counter() - begin}
     if target.name == "model.onnx":

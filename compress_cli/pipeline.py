@@ -309,6 +309,7 @@ def _finish(job: Job, plan: Any, facts: Facts, original: ExportResult | None) ->
     if job.loaded.module is not None:
         with job.session.stage("load"):
             module = _reload(job)
+        job.loaded.forget()
     job.scores.take("final", module)
     facts = dataclasses.replace(facts, complexity_after=_complexity(job, module))
     shipment = Shipment()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from compress_cli.errors import CompressError, InputError, UnsupportedModelError, UsageError
-
-DAMAGED = "the checkpoint is damaged or training diverged: use an earlier one"
+from compress_cli.errors import DAMAGED, CompressError, InputError, UnsupportedModelError, UsageError
 
 
 def _no_match(error: Exception, close: Sequence[str]) -> UsageError:

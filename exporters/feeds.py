@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from exporters.errors import BadOnnxFile, first_line
+from exporters.memory import release
 from exporters.verify import difference, session
 
 Array = NDArray[Any]
@@ -100,7 +101,10 @@ def compare(reference: Path, other: Path, feeds: Sequence[Feed], threads: int = 
     Raises:
         BadOnnxFile: one cannot be loaded or run, or they have different outputs.
     """
-    expected, got = answers(reference, feeds, threads), answers(other, feeds, threads)
+    expected = answers(reference, feeds, threads)
+    release()
+    got = answers(other, feeds, threads)
+    release()
     if any(len(left) != len(right) for left, right in zip(expected, got, strict=True)):
         raise BadOnnxFile(other, f"it has other outputs than {reference}")
     return compare_answers(expected, got)

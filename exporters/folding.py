@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_hel
 
 from exporters import files
 from exporters.errors import BadOnnxFile, first_line
+from exporters.memory import release
 from exporters.proto import all_nodes, subgraphs
 
 Array = NDArray[Any]
@@ -45,7 +46,9 @@ def folded(path: Path) -> bool:
     Raises:
         BadOnnxFile: ONNX Runtime cannot load it.
     """
-    return not decoder_nodes(optimized_graph(path))
+    graph = optimized_graph(path)
+    release()
+    return not decoder_nodes(graph)
 
 
 def optimized_graph(path: Path) -> GraphProto:

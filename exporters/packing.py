@@ -32,6 +32,7 @@ from exporters.layout import (
     stored_count,
     treatment_of_zeros,
 )
+from exporters.memory import release
 from exporters.proto import value_names
 from exporters.shorten import shorten
 from exporters.slabs import Slab, split_layers
@@ -147,20 +148,31 @@ def pack(
         BadOnnxFile: `source` is no sound ONNX model, or (a bug) the written file does not give the weights back.
         ValueError: an unknown tier or code.
     """
-    wanted = tier_code(tier)
+    result, changed = _packed(source, target, tier, _Wishes(tier_code(tier), codes or {}, importance or {}), check)
+    if not check:
+        return result
+    if changed:
+        files.check(target)
+    release()  # loading the file takes several times its dense size: what packing held must be gone
+    return dataclasses.replace(result, folded=folded(target))
+
+
+def _packed(source: Path, target: Path, tier: str, wishes: _Wishes, check: bool) -> tuple[PackResult, bool]:
+    """(what was written, whether anything was packed); nothing of the model is left in memory."""
     model = files.read(source)
     before = files.weight_bytes(model), _file_bytes(source, model)
     notes = _prepare(model)
-    wishes = _Wishes(wanted, codes or {}, importance or {})
     slabs: dict[str, Slab] = {}
     if files.opset(model) >= LEAST_OPSET:
         slabs = split_layers(model, GAP8_ELEMENTS, wishes.pays_in_slabs)
         wishes = wishes.with_slabs(slabs)
     found, left = weights(model) if files.opset(model) >= LEAST_OPSET else ([], [])
+    sizes = {w.name: w.array.nbytes for w in found}
+    minus = {w.name: negative_zeros(w.array) for w in found}
     stored, reasons = _quantized(found, wishes, slabs)
     layout = plan_layout(stored.values(), slabs)
     dense = {name: reasons.get(name, "packing would not make it smaller") for name in layout.dense}
-    left += [Left(w.name, w.array.nbytes, dense[w.name]) for w in found if w.name in dense]
+    left += [Left(name, size, dense[name]) for name, size in sizes.items() if name in dense]
     tensors = _described(layout)
     notes += [
         f"{t.name}: unpacking its {t.dense_bytes / 1e6:,.0f} MB takes about {LOAD_MEMORY} times as much memory while a "
@@ -186,15 +198,12 @@ def pack(
         bound_bytes=round(before[0] - sum(t.dense_bytes for t in tensors) + sum(t.bound_bytes for t in tensors)),
         folded=None,
         graph_bytes=graph_bytes,
-        negative_zeros=sum(negative_zeros(w.array) for w in found if w.name not in dense),
+        negative_zeros=sum(count for name, count in minus.items() if name not in dense),
         notes=tuple(notes),
     )
-    if not check:
-        return result
-    if changed:
-        files.check(target)
+    if check and changed:
         _compare(layout, target)
-    return dataclasses.replace(result, folded=folded(target))
+    return result, changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +260,12 @@ def _file_bytes(path: Path, model: ModelProto) -> int:
 def _quantized(
     found: list[Weight], wishes: _Wishes, lean: Container[str]
 ) -> tuple[dict[str, Quantized], dict[str, str]]:
-    """(tensors as they will be stored, reasons why some do not get the code that was asked)."""
+    """(tensors as they will be stored, reasons why some do not get the code that was asked); empties `found`."""
     stored: dict[str, Quantized] = {}
     reasons: dict[str, str] = {}
-    for weight in found:
+    found.reverse()
+    while found:  # at no time two arrays of every weight
+        weight = found.pop()
         wanted = wishes.code_of(weight)
         if weight.name in lean and re.fullmatch(r"q\d", wanted):
             wanted = f"cb{wanted[1]}"  # a codebook as wide: scaling would take one more tensor of the layer's size

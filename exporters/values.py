@@ -117,6 +117,8 @@ def quantize(
 
 def positive_zero(array: Array) -> Array:
     """`array` with +0.0 in place of -0.0: a sign that no product shows, but that costs bytes."""
+    if array.dtype.kind != "f" or not np.any((array == 0) & np.signbit(array)):
+        return array  # no second copy of a large tensor
     return np.where(array == 0, array.dtype.type(0), array)
 
 

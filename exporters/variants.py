@@ -13,6 +13,7 @@ from exporters.allocation import Allocation, allocate, uniform_error
 from exporters.calibration import importance
 from exporters.feeds import Comparison, Feed, compare, random_feeds
 from exporters.int8 import Int8Result, Method, quantize_int8
+from exporters.memory import release
 from exporters.packing import TIERS, PackResult, pack
 from exporters.unpacking import unpacks_to
 
@@ -120,6 +121,7 @@ def write_variant(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"unknown weights {weights!r}; one of {', '.join(WEIGHTS)}")
+    release()  # what the export and its proof left behind
     synthetic = feeds is None
     if feeds is None:
         feeds = random_feeds(dense, 4, batch=2) if weights in ("packed-cb", "int8") else []

@@ -23,7 +23,7 @@ from compress_cli.checkpoint.inputs import InputSpec, default_inputs, example_in
 from compress_cli.checkpoint.matching import load_strictly
 from compress_cli.checkpoint.reading import RawCheckpoint, read_tensors
 from compress_cli.checkpoint.sniff import Kind
-from compress_cli.errors import InputError, UsageError
+from compress_cli.errors import DAMAGED, InputError, UsageError
 
 PLAN_BUILDERS: dict[str, str | None] = {
     "magnitude": None,
@@ -69,6 +69,12 @@ class LoadedModel:
     notes: tuple[str, ...]
     missing_reason: str
 
+    def forget(self) -> None:
+        """Let go of all weights: shapes and dtypes stay, values do not (a network of 2.5 GB is not held twice)."""
+        if self.module is not None:
+            self.module.to("meta")
+        self.tensors.clear()
+
 
 def load(
     path: str | Path,
@@ -112,10 +118,7 @@ def refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
     found = [name for name, tensor in small if bool(tensor.isnan().any())]
     if found:
         more = f" and {len(found) - 3} more tensors" if len(found) > 3 else ""
-        raise InputError(
-            f"{file}: {', '.join(found[:3])}{more} holds NaN",
-            "the checkpoint is damaged or training diverged: use an earlier one",
-        )
+        raise InputError(f"{file}: {', '.join(found[:3])}{more} holds NaN", DAMAGED)
 
 
 def require_stored_consent(file: Path, raw: RawCheckpoint, confirmed: Architecture | None = None) -> None:

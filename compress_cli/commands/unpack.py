@@ -38,7 +38,7 @@ def unpack(
     with onnx_errors():
         from exporters.unpacking import unpack as expand
 
-        with published(target) as work:
+        with published(target, overwrite=overwrite) as work:
             names = expand(source, work)
             files = tuple(work.parent.iterdir())
             size = sum(path.stat().st_size for path in files)

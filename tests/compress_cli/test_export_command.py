@@ -169,3 +169,34 @@ def test_a_form_that_changes_too_much_is_not_written(tmp_path: Path, capsys: pyt
     assert compress(["export", str(source), "--weights", "packed-fp16", "-o", str(tmp_path / "b.onnx")]) == 4
     assert "allowed: 0.20%" in capsys.readouterr().err
     assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    state["3.weight"][0, 0, 0, 0] = value
+    torch.save(state, checkpoint)
+    assert compress(call(checkpoint)) == 3
+    assert "3.weight holds NaN or infinity" in capsys.readouterr().err
+    assert not (checkpoint.parent / "out.onnx").exists()
+
+
+def test_files_beside_the_onnx_file_are_not_replaced_unasked(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = checkpoint.parent / "out.ort"
+    taken.write_bytes(b"mine")
+    assert compress(call(checkpoint, "--format", "ort")) == 2
+    assert f"{taken} is already there" in capsys.readouterr().err
+    assert (taken.read_bytes(), (checkpoint.parent / "out.onnx").exists()) == (b"mine", False)
+    config = checkpoint.parent / "out.required_operators.config"
+    config.write_text("mine")
+    taken.unlink()
+    assert compress(call(checkpoint, "--format", "ort")) == 2
+    assert f"{config} is already there" in capsys.readouterr().err
+    assert sorted(path.name for path in checkpoint.parent.glob("out.*")) == [config.name]
+    assert compress(call(checkpoint, "--format", "ort", "--overwrite")) == 0
+    assert taken.exists()
+    assert config.read_text() != "mine"
