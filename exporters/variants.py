@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ def write_variant(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"unknown weights {weights!r}; one of {', '.join(WEIGHTS)}")
-    release()  # what the export and its proof left behind
+    gc.collect()  # an exported program refers to itself, and holds another copy of the network
+    release()
     synthetic = feeds is None
     if feeds is None:
         feeds = random_feeds(dense, 4, batch=2) if weights in ("packed-cb", "int8") else []
