@@ -118,9 +118,23 @@ def read_report(path: Path) -> RunReport:
             )
         raise InputError(f"{file} does not exist", hint) from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        if _is_checkpoint(file):
+            raise InputError(
+                f"{file} is a checkpoint, which holds no measurements",
+                f"prune or decompose it and check the run's folder, or: compress export {file} -o model.onnx",
+            ) from error
         raise InputError(
             f"{file} is not a report of compress: {error}", "pass a run folder or its report.json"
         ) from error
+
+
+def _is_checkpoint(file: Path) -> bool:
+    from compress_cli.checkpoint.sniff import Kind, sniff
+
+    try:
+        return sniff(file) not in (Kind.UNKNOWN, Kind.EMPTY)
+    except InputError:
+        return False
 
 
 def _of_report(report: RunReport, base: Path | None) -> dict[str, Found]:

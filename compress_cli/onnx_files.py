@@ -12,7 +12,7 @@ from compress_cli.atomic import atomic_path
 from compress_cli.errors import InputError, UsageError
 
 
-def existing_onnx(name: str) -> Path:
+def existing_onnx(name: str | Path) -> Path:
     """The ONNX file that a user named.
 
     Raises:

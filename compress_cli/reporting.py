@@ -88,7 +88,10 @@ def assemble(
         seconds=dict(session.seconds),
     )
     if session.chain is not None:
-        report = dataclasses.replace(report, steps=(*session.chain.earlier, row_of(report, session.chain.text)))
+        steps = (*session.chain.earlier, row_of(report, session.chain.text))
+        earlier = sum(row["seconds"] for row in session.chain.earlier)
+        seconds = {**report.seconds, **({"earlier steps": earlier} if earlier else {})}
+        report = dataclasses.replace(report, steps=steps, seconds=seconds)
     report = with_gates(report, session.limits)
     return dataclasses.replace(report, gates=(*report.gates, *method.gates(plan)))
 

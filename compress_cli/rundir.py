@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -192,8 +193,19 @@ def finite(value: Any) -> Any:
 
 def free_folder(wanted: Path) -> Path:
     """The folder itself if nothing is there, else the first free `NAME-2`, `NAME-3`, ..."""
-    candidate, number = wanted, 2
-    while candidate.exists() and any(candidate.iterdir() if candidate.is_dir() else [candidate]):
-        candidate = wanted.with_name(f"{wanted.name}-{number}")
-        number += 1
-    return candidate
+    return next(folder for folder in _numbered(wanted) if not _used(folder))
+
+
+def latest_folder(wanted: Path) -> Path:
+    """The last of the folders that `free_folder` gave out in turn; the folder itself where there is none."""
+    used = list(itertools.takewhile(_used, _numbered(wanted)))
+    return used[-1] if used else wanted
+
+
+def _numbered(wanted: Path) -> Iterator[Path]:
+    yield wanted
+    yield from (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+
+
+def _used(path: Path) -> bool:
+    return path.exists() and any(path.iterdir() if path.is_dir() else [path])

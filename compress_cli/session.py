@@ -17,7 +17,7 @@ from compress_cli.config import RunConfig
 from compress_cli.console import Out
 from compress_cli.errors import EXIT_INTERRUPTED, CompressError, UsageError
 from compress_cli.quantities import Limit
-from compress_cli.rundir import CONTENT, RunFolder, free_folder
+from compress_cli.rundir import CONTENT, RunFolder, free_folder, latest_folder
 
 
 class Interrupted(CompressError):
@@ -208,7 +208,7 @@ def _default_folder(config: RunConfig, *, fresh: bool) -> Path:
     asked = config.sparsity or config.max_params or config.max_flops or config.max_size or config.max_latency or ""
     budget = asked.replace("%", "pct").replace("=", "-").replace("/", "-")
     wanted = Path("runs") / "-".join(filter(None, (stem, config.method, budget)))
-    return free_folder(wanted) if fresh else wanted
+    return free_folder(wanted) if fresh else latest_folder(wanted)
 
 
 def _same_configuration(config: RunConfig, folder: RunFolder) -> RunConfig:

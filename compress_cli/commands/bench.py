@@ -77,13 +77,16 @@ def bench(
     if budget <= 0 or timeout <= 0:
         raise UsageError("--budget and --timeout are seconds above 0", "for example --budget 6")
     targets = parse_targets(target or ["cloud-cpu"], config)
+    from compress_cli.onnx_files import existing_onnx
+
+    models = [existing_onnx(name) for name in (model, compressed) if name is not None]
     from compress_cli.benching import BenchOptions
     from compress_cli.benching import bench as run
 
     sweep = batches if len(batches) > 1 else ()
     options = BenchOptions(threads, batches[0], sweep, budget, iterations, timeout, binary, not no_memory, seed)
     out = Out(as_json=json, quiet=quiet)
-    document = run([model] if compressed is None else [model, compressed], targets, options, out)
+    document = run(models, targets, options, out)
     out.result(document, lambda console: _render(document, console))
     return 0
 

@@ -44,12 +44,22 @@ def inspect(
         raise UsageError(f"--top {top} is below 0", "pass --top 10, or --top 0 for all tensors")
     out = Out(as_json=json)
     target = Path(path)
+    named = {
+        "--groups": groups,
+        "--arch": arch,
+        "--arch-arg": arch_args,
+        "--input-shape": input_shape,
+        "--input": input,
+    }
+    given = next((flag for flag, value in named.items() if value), None)
     if target.is_dir() and any((target / name).exists() for name in ("report.json", "state.json", "config.json")):
+        _refuse(given, target, "a run folder", f"drop {given}, or inspect {target / 'model.pt'}")
         return _run_folder(target, out)
 
     from compress_cli.checkpoint.sniff import Kind, sniff
 
     if sniff(target) is Kind.ONNX:
+        _refuse(given, target, "an ONNX file", f"drop {given}, or pass the checkpoint it was exported from")
         return _onnx(target, out)
     from compress_cli.inspection import inspect_checkpoint
     from compress_cli.render.inspection import render_checkpoint
@@ -65,6 +75,11 @@ def inspect(
     )
     out.result(finite(found.to_dict()), lambda console: render_checkpoint(found, console, top))
     return 0
+
+
+def _refuse(flag: str | None, target: Path, kind: str, fix: str) -> None:
+    if flag is not None:
+        raise UsageError(f"{flag} needs a PyTorch checkpoint, and {target} is {kind}", fix)
 
 
 def _onnx(file: Path, out: Out) -> int:

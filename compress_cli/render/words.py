@@ -307,8 +307,15 @@ def sentences(report: RunReport) -> Iterator[str]:
         total = sum(report.seconds.values())
         yield f"Time: {format_seconds(total)} ({', '.join(f'{name} {value:.1f} s' for name, value in parts[:6])})"
     yield f"Files: {report.folder}/"
-    yield f"Again: {report.command}"
+    yield f"Again: {_repeated(report.command)}"
     yield "Next:  " + shlex.join(["compress", "inspect", f"{report.folder}/model.pt"])
+
+
+def _repeated(command: str) -> str:
+    """The command once more: a folder that it names holds its run by then."""
+    words = command.split()
+    named = any(word in ("-o", "--output") or word.startswith("--output=") for word in words)
+    return f"{command} --overwrite" if named and "--overwrite" not in words else command
 
 
 def _rounding(report: RunReport) -> str:

@@ -105,8 +105,10 @@ class ChannelsPlan:
         return sum(len(group.removed) for group in self.groups)
 
     def explain(self) -> list[str]:
-        """One line per cut group, then what stays and why, then how it is done."""
-        lines = [
+        """MACs and parameters before and after, one line per cut group, what stays and why, how it is done."""
+        lines = [_account("MACs", self.macs_before, self.macs_after)] if self.macs_before else []
+        lines.append(_account("parameters", self.params_before, self.params_after))
+        lines += [
             f"{cut.name}: {cut.units} -> {len(cut.kept)} channels ({len(cut.members)} tensors)"
             for cut in self.groups
             if cut.removed
@@ -233,3 +235,7 @@ def _expand(text: str) -> Iterator[int]:
     for run in text.split():
         first, _, last = run.partition("-")
         yield from range(int(first), int(last or first) + 1)
+
+
+def _account(what: str, before: int, after: int) -> str:
+    return f"{what}: {before:,} -> {after:,} ({after / max(before, 1):.1%})"

@@ -19,6 +19,11 @@ from pruners.channels.labels import RESERVED, Ids, Labels, Reason
 
 Planes = Mapping[int, Ids]
 
+UNTAGGED = "an operand without channels to follow"
+UNTAGGED_INPUT = "an input without channels to follow"
+UNTAGGED_WEIGHT = "a weight without channels to follow"
+"""Why channels stay that meet a dim without a plane."""
+
 
 @dataclass(frozen=True, slots=True)
 class Value:

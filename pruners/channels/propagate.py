@@ -206,4 +206,4 @@ def _output(trace: Trace, tensors: Mapping[str, Value], scope: Scope) -> None:
             continue
         buffer = tensors.get(spec.target or "")
         for dim, ids in (buffer.planes if buffer is not None else {}).items():
-            scope.pair(ids, value.planes.get(dim), "untagged update of a buffer")
+            scope.pair(ids, value.planes.get(dim), "a buffer updated without channels to follow")

@@ -16,7 +16,7 @@ from pruners.channels.calls import (
     zeros_index,
 )
 from pruners.channels.labels import Ids
-from pruners.channels.planes import Scope, Value, spread, spread_all
+from pruners.channels.planes import UNTAGGED, UNTAGGED_INPUT, Scope, Value, spread, spread_all
 
 
 def _move(scope: Scope, call: Call) -> Result:
@@ -147,7 +147,7 @@ def _index_select(scope: Scope, call: Call) -> Result:
 
 def _plane(scope: Scope, value: Value, dim: int) -> Ids:
     ids = value.planes.get(dim)
-    return scope.untagged(value.shape[dim], "untagged input") if ids is None else ids
+    return scope.untagged(value.shape[dim], UNTAGGED_INPUT) if ids is None else ids
 
 
 def _cat(scope: Scope, call: Call) -> Result:
@@ -227,7 +227,7 @@ def _select_scatter(scope: Scope, call: Call) -> Result:
         if other != dim and base.shape[other] > 1:
             mine, theirs = planes.get(other), source.planes.get(other - (other > dim))
             if mine is not None or theirs is not None:
-                kept = scope.pair(mine, theirs, "untagged operand")
+                kept = scope.pair(mine, theirs, UNTAGGED)
                 assert kept is not None
                 planes[other] = kept
     return call.result([planes])

@@ -8,9 +8,7 @@ import numpy as np
 
 from pruners.channels.calls import Call, Result, Rule, dims_of, freeze_dims, keep_planes
 from pruners.channels.labels import Ids
-from pruners.channels.planes import Scope, Value
-
-UNTAGGED = "untagged operand"
+from pruners.channels.planes import UNTAGGED, Scope, Value
 
 
 def broadcast(scope: Scope, values: Sequence[Value], shape: Sequence[int]) -> dict[int, Ids]:

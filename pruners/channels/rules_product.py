@@ -13,8 +13,8 @@ import numpy as np
 
 from pruners.channels.calls import Call, Result, Rule, freeze_dims, keep_planes
 from pruners.channels.labels import Ids
-from pruners.channels.planes import Scope, Value
-from pruners.channels.rules_plain import UNTAGGED, broadcast, unite_rows
+from pruners.channels.planes import UNTAGGED, UNTAGGED_INPUT, UNTAGGED_WEIGHT, Scope, Value
+from pruners.channels.rules_plain import broadcast, unite_rows
 
 
 def _linear(scope: Scope, call: Call) -> Result:
@@ -31,7 +31,7 @@ def _linear(scope: Scope, call: Call) -> Result:
 def pair_dims(scope: Scope, left: Value, left_dim: int, right: Value, right_dim: int) -> None:
     """Unite a dim of one value with the equally long dim of another (size 1: nothing to remove)."""
     if left.shape[left_dim] > 1:
-        missing = "untagged weight" if left.planes.get(left_dim) is not None else "untagged input"
+        missing = UNTAGGED_WEIGHT if left.planes.get(left_dim) is not None else UNTAGGED_INPUT
         scope.pair(left.planes.get(left_dim), right.planes.get(right_dim), missing)
 
 
@@ -134,11 +134,11 @@ def _conv_channels(scope: Scope, ids: Ids | None, weight: Value, groups: int, ch
     out, inner = weight.planes.get(0), weight.planes.get(1)
     if groups == 1:
         if channels > 1:
-            scope.pair(ids, inner, "untagged input" if ids is None else "untagged weight")
+            scope.pair(ids, inner, UNTAGGED_INPUT if ids is None else UNTAGGED_WEIGHT)
         return out
     if groups == channels and 1 not in weight.remains:  # depthwise: the number of groups shrinks with the channels
         if ids is None or out is None:
-            return scope.pair(ids, out, "untagged input" if ids is None else "untagged weight")
+            return scope.pair(ids, out, UNTAGGED_INPUT if ids is None else UNTAGGED_WEIGHT)
         scope.unite(out, np.repeat(ids, len(out) // groups))
         return out
     _tie_groups(scope, ids, weight.remains.get(1) if inner is None else inner, groups, weight.shape[1])
@@ -161,7 +161,7 @@ def _transposed_channels(scope: Scope, ids: Ids | None, weight: Value, groups: i
     """The weight is (in, out / groups, ...)."""
     inner, out = weight.planes.get(0), weight.planes.get(1)
     if channels > 1:
-        scope.pair(ids, inner, "untagged input" if ids is None else "untagged weight")
+        scope.pair(ids, inner, UNTAGGED_INPUT if ids is None else UNTAGGED_WEIGHT)
     if groups == 1:
         return out
     if groups == channels and weight.shape[1] == 1 and 1 not in weight.remains:
@@ -224,7 +224,7 @@ def cost_terms(key: str, call: Call) -> list[tuple[int, list[Ids]]]:
         value, weight = call.value("input"), call.value("weight")
         out = weight.shape[0] if weight.ndim == 2 else 1
         return [_term([_sizes(value), ((out,), _one(weight, 0) if weight.ndim == 2 else {})])]
-    if name in ("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv"):
+    if name in ("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"):
         left, right = call.values()[-2:]
         return [_product_term(left, right, call.shapes[0])]
     if name == "einsum":

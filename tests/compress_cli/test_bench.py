@@ -13,6 +13,7 @@ from compress_cli.benching import TargetReport, _sentences
 from compress_cli.errors import UsageError
 from compress_cli.targets import parse_targets
 from profilers.onnx_cost import GraphCost, GraphLayer
+from tests.compress_cli.checkpoint.checkpoint_files import save_torch, weights
 from tests.profilers.onnx_files import write_convolution
 
 
@@ -77,7 +78,7 @@ def test_tables_for_people(files: list[str], capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["absent.onnx"], 3, "absent.onnx is not there"),
+        (["absent.onnx"], 3, "absent.onnx does not exist"),
         (["{0}", "--target", "mobil:x"], 2, "did you mean mobile"),
         (["{0}", "--target", "mobile"], 2, "compress devices lists them"),
         (["{0}", "--target", "mobile:raspberry-pi"], 2, "fits"),
@@ -87,7 +88,7 @@ def test_tables_for_people(files: list[str], capsys: pytest.CaptureFixture[str])
         (["{0}", "--batch", "0"], 2, "--batch '0' is no number of samples"),
         (["{0}", "--threads", "0"], 2, "--threads 0 is too small"),
         (["{0}", "--budget", "-1"], 2, "--budget and --timeout are seconds above 0"),
-        ([__file__], 3, "cannot be measured"),
+        ([__file__], 3, "Fix:"),
     ],
 )
 def test_mistakes(
@@ -204,3 +205,10 @@ def test_the_honest_sentence() -> None:
     assert "1.50x slower" in sentence(1.5, 100, 100)
     assert "not trustworthy" in sentence(0.5, 100, 50, trustworthy=False)
     assert "no change" in sentence(0.9, 100, 90, ratio_low=0.8, ratio_high=1.1)
+
+
+def test_a_checkpoint_is_no_onnx_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save_torch(tmp_path / "w.pt", weights())
+    assert run(["bench", str(file)]) == 3
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "w.pt is not an ONNX file Fix: make one with: compress export" in shown

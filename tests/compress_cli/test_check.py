@@ -14,6 +14,7 @@ import pytest
 from compress_cli.app import run
 from compress_cli.gates import Found, Rule, judge
 from compress_cli.quantities import parse_limit
+from tests.compress_cli.checkpoint.checkpoint_files import save_torch, weights
 from tests.reports import make_report
 
 
@@ -164,3 +165,9 @@ def test_latency_fails_only_when_the_interval_excludes_the_limit() -> None:
     assert latency_gate(low=10.0, value=10.9) == ("error", True)
     assert latency_gate(low=10.5, value=11.5) == ("warn", False)
     assert latency_gate(low=11.2, value=11.5) == ("error", False)
+
+
+def test_a_checkpoint_holds_no_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save_torch(tmp_path / "w.pt", weights())
+    assert run(["check", str(file), "--max-size", "1MB"]) == 3
+    assert "is a checkpoint, which holds no measurements" in capsys.readouterr().err

@@ -96,6 +96,7 @@ def test_the_report_compares_the_end_with_the_beginning(project: Path, capsys: p
     params = [original, *(step["params"] for step in report["steps"])]
     macs = [report["complexity_before"]["macs"], *(step["macs"] for step in report["steps"])]
     assert params[0] > params[1] > params[2] == params[3]
+    assert report["seconds"]["earlier steps"] == sum(step["seconds"] for step in report["steps"][:-1]) > 0
     assert macs[0] > macs[1] >= macs[2] / 0.8 >= macs[3]
     state = torch.load("out/model.pt", weights_only=True)
     model = compress_cli.load("out/model.pt", arch="net.py:net")

@@ -147,3 +147,15 @@ def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkey
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is False
     assert found["problems"] == ["no-such-package is not installed: pip install no-such-package"]
+
+
+@pytest.mark.parametrize("words", [["--groups"], ["--arch", "torchvision:resnet18"], ["--input-shape", "3x8x8"]])
+def test_flags_for_networks_are_refused_elsewhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    assert run(["inspect", str(write_onnx(tmp_path / "m.onnx")), *words]) == 2
+    assert f"{words[0]} needs a PyTorch checkpoint" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text(json.dumps(make_report().to_dict()))
+    assert run(["inspect", str(tmp_path / "run"), *words]) == 2
+    assert "model.pt" in capsys.readouterr().err

@@ -209,3 +209,22 @@ def test_resuming_nothing_is_said(files: Path, capsys: pytest.CaptureFixture[str
     words = [word for word in FLAGS if word != "-q"]
     assert run(["prune", "net.pt", "--sparsity", "0.8", *words, "--no-export", "-o", "new", "--resume"]) == 0
     assert "holds nothing to resume" in capsys.readouterr().err
+
+
+def test_resume_without_a_folder_finds_the_last_one(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert prune() == 0
+    capsys.readouterr()
+    assert prune("--resume") == 0
+    assert "Files: runs/net-magnitude-0.8-2/" in capsys.readouterr().out
+
+
+def test_the_repeated_command_replaces_the_named_folder(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["prune", "net.pt", "--sparsity", "0.8", *FLAGS, "-o", "run"]
+    monkeypatch.setattr("sys.argv", ["compress", *words])
+    assert run(words) == 0
+    from compress_cli.checking import read_report
+    from compress_cli.render.words import sentences
+
+    again = [line for line in sentences(read_report(Path("run"))) if line.startswith("Again: ")]
+    assert again == [f"Again: compress {' '.join(words)} --overwrite"]

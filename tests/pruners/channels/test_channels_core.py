@@ -69,7 +69,7 @@ def test_chain_of_two_convolutions() -> None:
     assert all(m.index[:, 0].tolist() == list(range(16)) for m in groups.groups[0].members)
     frozen = {(item.tensor, item.dim): item.reason.text for item in groups.frozen}
     assert frozen == {
-        ("c0.weight", 1): "untagged input",
+        ("c0.weight", 1): "an input without channels to follow",
         ("fc.weight", 0): "output of the model",
         ("fc.bias", 0): "output of the model",
     }

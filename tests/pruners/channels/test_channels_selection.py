@@ -200,7 +200,7 @@ def test_description_says_what_one_channel_saves() -> None:
     assert rows["c0"]["macs_per_unit"] == positions * 9 * (3 + 24)
     assert rows["c0"]["params_per_unit"] == 3 * 9 + 1 + 2 + 24 * 9
     assert rows["c1"]["macs_per_unit"] == positions * 9 * 16 + 2 * 5
-    assert ["untagged input at conv2d (channel_nets.py:42)", 1, 3] in [
+    assert ["an input without channels to follow at conv2d (channel_nets.py:42)", 1, 3] in [
         [text.replace(text[text.index("(") :], "(channel_nets.py:42)"), tensors, count]
         for text, tensors, count in document["why"]
         if "(" in text
