@@ -2,8 +2,9 @@
 
 theta are the entries of a unit's slices, m(.) the mean over its members: weights on both sides and norm scales, biases
 left out. magnitude m(sum |theta|^2), l1 m(sum |theta|), bn m(|gamma|), lamp s(u) / sum of s(v) >= s(u) in the group
-(Lee et al. 2021, per group), fpgm m(sum over v of distance(u, v)) (He et al. 2019), taylor m(sum |theta * dL/dtheta|)
-(Molchanov et al. 2019, batch norms included), fisher m(sum theta^2 * h), h = mean squared per-sample gradient.
+(Lee et al. 2021, per group), fpgm m(sum over v of distance(u, v)) over filters, norm scales left out (He et al. 2019),
+taylor m(sum |theta * dL/dtheta|) (Molchanov et al. 2019, batch norms included), fisher m(sum theta^2 * h), h = mean
+squared per-sample gradient.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def _group_score(
     if name == "fisher":
         return _mean(members, lambda m: _entries(model, m) ** 2 * gradients[m.tensor].double())
     if name == "fpgm":
-        return _spread_score(model, members)
+        filters = [m for m in members if len(groups.atoms.by_name[m.tensor].shape) > 1]
+        return _spread_score(model, filters or members)
     values = _mean(members, lambda m: _entries(model, m) ** 2)
     return _lamp(values) if name == "lamp" else values
 
