@@ -62,18 +62,34 @@ def mode_of(model: nn.Module, mode: Mode) -> Iterator[None]:
 
 
 @contextmanager
+def _fixed_momentum(model: nn.Module) -> Iterator[None]:
+    """Batch norms with a cumulative average (`momentum=None`) read a counter as a number, which no tracer follows.
+
+    Inside they average exponentially: the same channels meet.
+    """
+    found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.momentum is None]
+    try:
+        for module in found:
+            module.momentum = 0.1
+        yield
+    finally:
+        for module in found:
+            module.momentum = None
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep the tracer's warnings and log lines, and the fused inference path of transformers, out of the way."""
-    level = logging.getLogger("torch").level
+    disabled = logging.root.manager.disable
     fast = torch.backends.mha.get_fastpath_enabled()
-    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # torch's loggers have levels of their own, and print whole graphs
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.getLogger("torch").setLevel(level)
+        logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -87,7 +103,7 @@ def export(model: nn.Module, entry: Entry, dynamic_shapes: Any = None) -> Export
         CannotTrace: with the first line of the tracer's message.
     """
     try:
-        with mode_of(model, entry.mode), quiet(), torch.no_grad():
+        with mode_of(model, entry.mode), _fixed_momentum(model), quiet(), torch.no_grad():
             program: ExportedProgram = torch.export.export(
                 model, entry.args, dict(entry.kwargs), dynamic_shapes=dynamic_shapes, strict=False
             )

@@ -300,3 +300,11 @@ def test_a_plan_without_proof_is_refused_where_the_code_does_not_bear_it() -> No
     assert ChannelsPlan.from_dict(fitted.plan.to_dict()).proved
     apply_(model, fitted.plan)
     assert torch.equal(model(*inputs), fitted.model(*inputs))
+
+
+def test_a_cumulative_batch_norm_is_traced_in_train_mode_too(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    groups = analyse(model, (torch.randn(2, 3, 8, 8),))
+    assert [trace.mode for trace in groups.traces] == ["eval", "train"]
+    assert model[1].momentum is None
+    assert capfd.readouterr() == ("", "")
