@@ -6,6 +6,8 @@ DIR holds the CIFAR-10 trees train/ and test/. Cells that are recorded are not m
 after compensation (`compress_cli.recovery`), from the same images without labels; --recover adds closed-form recovery
 from them (`top1_recovered`). Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training
 images (no augmentation) for gradients and for re-estimated batch norms, scores on the dense model, exact MACs budget.
+`top1` is as cut, `top1_bn` with plain averages (the peer's protocol), `top1_shift` with the statistics moved by the
+difference between the cut and the dense network on the same images (`compress_cli.training.batchnorm.shift_`).
 `inner`: the 27 inner widths only, what Torch-Pruning 1.6.1 can cut; `all`: the residual streams too (tier 4: the widths
 of the zero padding are rewritten in the graph).
 """
@@ -33,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from compress_cli.recovery import recover  # noqa: E402
 from compress_cli.recovery.channel_prices import channel_prices  # noqa: E402
+from compress_cli.training.batchnorm import shift_  # noqa: E402
 from pruners.channels import (  # noqa: E402
     Budget,
     CostModel,
@@ -153,7 +156,8 @@ def main() -> None:
                 label = "/".join([name, *([normalise] if normalise else []), *([scope] if scope != "global" else [])])
                 key = f"{label} {widths} {ratio}x"
                 row = document["cells"].get(key, {})
-                missing = "top1" not in row or (arguments.recover and "top1_recovered" not in row)
+                missing = not {"top1", "top1_shift"} <= row.keys()
+                missing = missing or (arguments.recover and "top1_recovered" not in row)
                 if not missing or time.monotonic() > end:
                     continue
                 if (name, widths) not in known:
@@ -164,7 +168,9 @@ def main() -> None:
                 fitted, chosen = cut(model, found[widths], (name, normalise, scope), ratio, known[name, widths], inputs)
                 if "top1" not in row:
                     row = judged(fitted, test, calibration[0], chosen)
-                if arguments.recover:
+                if "top1_shift" not in row:
+                    row["top1_shift"] = top1(with_shift(model, fitted, calibration[0]), *test)
+                if arguments.recover and "top1_recovered" not in row:
                     row |= recovered(model, fitted, test, calibration[0])
                 document["cells"][key] = row
                 print(key, document["cells"][key], flush=True)
@@ -194,6 +200,14 @@ def judged(fitted: Any, test: Any, images: Tensor, seconds: float) -> dict[str, 
         "tier": fitted.plan.tier,
         "plan_cpu_s": round(seconds, 2),
     }
+
+
+def with_shift(model: nn.Module, fitted: Any, images: Tensor) -> nn.Module:
+    """A copy of the cut network with its batch-norm statistics moved."""
+    small = copy.deepcopy(fitted.model).eval()
+    if not shift_(small, [(part,) for part in images.split(256)], model, fitted.plan):
+        raise RuntimeError("the batch norms of the two networks do not correspond")
+    return small
 
 
 def recovered(model: nn.Module, fitted: Any, test: Any, images: Tensor) -> dict[str, Any]:

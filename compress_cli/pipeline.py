@@ -230,7 +230,9 @@ def _prunes_while_training(job: Job) -> bool:
 
 
 def _needs_teacher(job: Job) -> bool:
-    wanted = job.session.config.distill or bool(job.session.config.calib)
+    config, quality = job.session.config, job.quality
+    anew = quality is not None and quality.can_recalibrate and bool(config.calib_samples)
+    wanted = config.distill or bool(config.calib) or anew
     return job.loaded.module is not None and (job.method.needs_module or wanted)
 
 
@@ -255,7 +257,8 @@ def _improve(
         job.scores.take("recovered", module)
     elif config.calib_samples and quality.can_recalibrate:
         with session.stage("batch norms", "Re-estimating batch-norm statistics"):
-            record = quality.reestimate_batchnorm_(module, teacher=teacher)
+            removed = job.method.removed(module, plan)
+            record = quality.reestimate_batchnorm_(module, teacher=teacher, removed=removed)
         facts = dataclasses.replace(facts, batchnorm=record)
         if record.get("kept"):
             job.scores.take("recalibrated", module)

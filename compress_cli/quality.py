@@ -201,10 +201,13 @@ class Quality:
         positions = self._calibration_order(split)[: n or self.data.calib_samples]
         return list(split.batches(chunks(positions, self._batch_size(split)), device=self.device))
 
-    def reestimate_batchnorm_(self, module: nn.Module, *, teacher: nn.Module | None = None) -> dict[str, Any]:
+    def reestimate_batchnorm_(
+        self, module: nn.Module, *, teacher: nn.Module | None = None, removed: Any = None
+    ) -> dict[str, Any]:
         """Re-estimate the batch-norm statistics from calibration images; keep them only if the held-out loss falls.
 
-        With labelled images the loss is the tasks'; without, the distance of the outputs to the `teacher`'s.
+        With labelled images the loss is the tasks'; without, the distance of the outputs to the `teacher`'s. The
+        teacher, and what was `removed` from it, also tell how far the statistics have moved.
 
         Returns:
             The report's section: kept, reason, images, held_out, losses before and after.
@@ -228,8 +231,8 @@ class Quality:
             return self._distance(module, teacher, split, held_out)
 
         statistics = Calibration(split, order[:used], self._batch_size(split), self.device)
-        with placed(module, self.device):
-            record = reestimate_if_better_(module, statistics, losses)
+        with placed(module, self.device), placed(teacher or nn.Identity(), self.device):
+            record = reestimate_if_better_(module, statistics, losses, original=teacher, removed=removed)
         judged = "tasks' loss" if labelled else "distance to the original's outputs"
         return {**record, "held_out": len(held_out), "judged_by": judged}
 

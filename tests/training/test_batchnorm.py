@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from compress_cli.recovery import Correspondence
 from compress_cli.training.batchnorm import mean_ratio, reestimate_, reestimate_if_better_
 
 
@@ -82,3 +83,59 @@ def test_without_labels_the_teacher_decides(open_run: Callable[..., Any], networ
     assert record["kept"]
     assert set(record["losses_before"]) == {"digit", "parity"}
     assert record["losses_after"]["digit"] < record["losses_before"]["digit"]
+
+
+def seeded(count: int, scale: float = 1.0) -> list[tuple[torch.Tensor, ...]]:
+    generator = torch.Generator().manual_seed(7)
+    return [(torch.randn(16, 1, 6, 6, generator=generator) * scale,) for _ in range(count)]
+
+
+def trained() -> nn.Sequential:
+    """Statistics of other images than those at hand: the stored ones are wider."""
+    model = net()
+    reestimate_(model, seeded(20, 3.0))
+    return model
+
+
+def test_a_network_that_has_not_changed_keeps_its_statistics_where_averages_would_not() -> None:
+    model = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tries: list[torch.Tensor] = []
+
+    def losses() -> dict[str, float]:
+        tries.append(model[1].running_var.clone())
+        return {"a": float((model[1].running_var - before["1.running_var"]).abs().sum()) + (len(tries) == 1)}
+
+    record = reestimate_if_better_(model, seeded(2), losses, original=trained())
+    assert (record["kept"], record["how"]) == (True, "shift")
+    assert (tries[1] < 0.3 * before["1.running_var"]).all(), "the averages forget what the training has seen"
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_statistics_move_as_far_as_the_same_images_say_for_the_channels_that_are_left() -> None:
+    """Twice the weights, no bias: means and standard deviations double, whatever images the stored ones are of."""
+    original = trained()
+    with torch.no_grad():
+        original[0].bias.zero_()
+    reestimate_(original, seeded(20, 3.0))
+    small = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.5), nn.Flatten()).eval()
+    with torch.no_grad():
+        small[0].weight.copy_(2 * original[0].weight[[1, 3]])
+        small[0].bias.zero_()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(small[1], name).copy_(getattr(original[1], name)[[1, 3]])
+    kept = Correspondence(keep={"1.running_mean": {0: [1, 3]}})
+    state = {name: value.clone() for name, value in original.state_dict().items()}
+    answers = iter([{"a": 1.0}, {"a": 0.9}, {"a": 0.5}])
+    record = reestimate_if_better_(small, seeded(4), lambda: next(answers), original=original, removed=kept)
+    assert record["how"] == "shift"
+    torch.testing.assert_close(small[1].running_var, 4 * state["1.running_var"][[1, 3]], rtol=1e-3, atol=0)
+    assert all(torch.equal(value, state[name]) for name, value in original.state_dict().items())
+
+
+def test_layers_that_do_not_correspond_leave_the_averages() -> None:
+    model, answers = net(), iter([{"a": 1.0}, {"a": 0.5}])
+    wider = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5))
+    record = reestimate_if_better_(model, seeded(2), lambda: next(answers), original=wider)
+    assert (record["kept"], record["how"]) == (True, "averages")
