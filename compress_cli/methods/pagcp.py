@@ -139,7 +139,7 @@ class Pagcp(Channels):
                     data,
                     options,
                     groups=groups,
-                    recalibrate=lambda small: quality.reestimate_batchnorm_(small, teacher=module),
+                    recalibrate=lambda small, cut: quality.reestimate_batchnorm_(small, teacher=module, removed=cut),
                     on_step=on_step,
                 )
         finally:

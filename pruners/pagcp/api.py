@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pruners.channels import CostModel, Groups, NothingToRemove, analyse
+from pruners.channels import ChannelsPlan, CostModel, Groups, NothingToRemove, analyse
 from pruners.channels.errors import BadChannelOptions
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.oracle import Oracle, make_oracle, reestimate_batchnorm_
@@ -28,7 +28,7 @@ def plan(
     options: PagcpOptions,
     *,
     groups: Groups | None = None,
-    recalibrate: Callable[[nn.Module], object] | None = None,
+    recalibrate: Callable[[nn.Module, ChannelsPlan], object] | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Found:
     """Search, cut and prove a copy, and check every task on it; give channels back until the bounds hold.
@@ -37,7 +37,7 @@ def plan(
 
     Args:
         groups: the analysis of this model, when it was made before.
-        recalibrate: re-estimates batch-norm statistics of a cut copy in place, as will be done with the real one;
+        recalibrate: re-estimates batch-norm statistics of a copy cut by a plan, as will be done with the real one;
             None: from the calibration batches, when the search used batch statistics (`reestimate_batchnorm_`).
         on_step: called with (part, done, total).
 
@@ -50,7 +50,7 @@ def plan(
     inputs = tuple(example_inputs)
     if recalibrate is None and options.batch_statistics:
 
-        def recalibrate(small: nn.Module) -> None:
+        def recalibrate(small: nn.Module, _: ChannelsPlan) -> None:
             reestimate_batchnorm_(small, data)
 
     clock = Clock()

@@ -69,7 +69,7 @@ class Settler:
         data: TaskData,
         options: PagcpOptions,
         before: Losses,
-        recalibrate: Callable[[nn.Module], object] | None,
+        recalibrate: Callable[[nn.Module, ChannelsPlan], object] | None,
     ) -> None:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.home = copy.deepcopy(model).cpu().eval()
@@ -134,5 +134,8 @@ class Settler:
     def check(self, small: nn.Module, searched: Searched) -> FinalCheck:
         """Every task on a cut model, which is not changed."""
         working = copy.deepcopy(small).to(self.device).eval()
-        again = self.recalibrate if searched.cut.removal else None
-        return judge_cut(working, self.data, self.options, self.before, again)
+        anew = self.recalibrate
+        if anew is None or not searched.cut.removal:
+            return judge_cut(working, self.data, self.options, self.before, None)
+        made = plan_of(searched.groups, searched.cut.removal, self.options)
+        return judge_cut(working, self.data, self.options, self.before, lambda cut: anew(cut, made))

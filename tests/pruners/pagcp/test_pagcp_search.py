@@ -270,7 +270,7 @@ def test_the_model_is_untouched_and_the_result_proved(net: nn.Module, groups: Gr
 def test_bounds_hold_on_the_cut_model_or_channels_come_back(net: nn.Module, groups: Groups, data: TaskData) -> None:
     """Without re-estimation the cut model's batch norms are off: the check must find out and give back."""
     options = PagcpOptions(max_rise={"label": 0.15, "map": 0.15}, probe=0)
-    found = plan(net, EXAMPLE, data, options, groups=groups, recalibrate=lambda small: None)
+    found = plan(net, EXAMPLE, data, options, groups=groups, recalibrate=lambda small, cut: None)
     small = copy.deepcopy(net)
     if found.plan.units_removed:
         apply_(small, found.plan)
