@@ -7,7 +7,8 @@ after compensation (`compress_cli.recovery`), from the same images without label
 from them (`top1_recovered`). Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training
 images (no augmentation) for gradients and for re-estimated batch norms, scores on the dense model, exact MACs budget.
 `top1` is as cut, `top1_bn` with plain averages (the peer's protocol), `top1_shift` with the statistics moved by the
-difference between the cut and the dense network on the same images (`compress_cli.training.batchnorm.shift_`).
+difference between the cut and the dense network on the same images (`compress_cli.training.batchnorm.shift_`),
+`top1_half` with what is half way between the two.
 `inner`: the 27 inner widths only, what Torch-Pruning 1.6.1 can cut; `all`: the residual streams too (tier 4: the widths
 of the zero padding are rewritten in the graph).
 """
@@ -156,7 +157,7 @@ def main() -> None:
                 label = "/".join([name, *([normalise] if normalise else []), *([scope] if scope != "global" else [])])
                 key = f"{label} {widths} {ratio}x"
                 row = document["cells"].get(key, {})
-                missing = not {"top1", "top1_shift"} <= row.keys()
+                missing = not {"top1", "top1_shift", "top1_half"} <= row.keys()
                 missing = missing or (arguments.recover and "top1_recovered" not in row)
                 if not missing or time.monotonic() > end:
                     continue
@@ -169,7 +170,9 @@ def main() -> None:
                 if "top1" not in row:
                     row = judged(fitted, test, calibration[0], chosen)
                 if "top1_shift" not in row:
-                    row["top1_shift"] = top1(with_shift(model, fitted, calibration[0]), *test)
+                    row["top1_shift"] = top1(with_shift(model, fitted, calibration[0], 1.0), *test)
+                if "top1_half" not in row:
+                    row["top1_half"] = top1(with_shift(model, fitted, calibration[0], 0.5), *test)
                 if arguments.recover and "top1_recovered" not in row:
                     row |= recovered(model, fitted, test, calibration[0])
                 document["cells"][key] = row
@@ -202,10 +205,10 @@ def judged(fitted: Any, test: Any, images: Tensor, seconds: float) -> dict[str, 
     }
 
 
-def with_shift(model: nn.Module, fitted: Any, images: Tensor) -> nn.Module:
-    """A copy of the cut network with its batch-norm statistics moved."""
+def with_shift(model: nn.Module, fitted: Any, images: Tensor, share: float) -> nn.Module:
+    """A copy of the cut network with its batch-norm statistics moved, or a share of the way from the averages."""
     small = copy.deepcopy(fitted.model).eval()
-    if not shift_(small, [(part,) for part in images.split(256)], model, fitted.plan):
+    if not shift_(small, [(part,) for part in images.split(256)], model, fitted.plan, share=share):
         raise RuntimeError("the batch norms of the two networks do not correspond")
     return small
 

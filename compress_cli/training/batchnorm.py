@@ -2,7 +2,7 @@
 
 Reset, then the plain average of the statistics of a few large batches (specs/magnitude.md section 4: ResNet-56 at 80 %
 sparsity, 49 -> 88 % top-1 without training), or, beside the original network, the stored statistics moved by the
-difference (`shifted`). Whether it helps is decided on other images than those averaged.
+difference (`shifted`), or what is half way. Whether it helps is decided on other images than those averaged.
 """
 
 from __future__ import annotations
@@ -77,8 +77,10 @@ def reestimate_if_better_(
     baseline = None if original is None else _baseline(original, batches, stored, removed)
     if baseline is not None:
         moved = shifted(module, stored, averages, baseline)
-        _restore_(module, moved)
-        tries["shift"] = (moved, losses())
+        for name, share in (("shift", 1.0), ("half a shift", 0.5)):
+            mixed = between(averages, moved, share)
+            _restore_(module, mixed)
+            tries[name] = (mixed, losses())
     how = min(tries, key=lambda name: mean_ratio(tries[name][1], before))
     chosen, after = tries[how]
     kept = mean_ratio(after, before) < 1
@@ -95,13 +97,24 @@ def reestimate_if_better_(
     }
 
 
-def shift_(module: nn.Module, batches: Iterable[tuple[Tensor, ...]], original: nn.Module, removed: Any = None) -> bool:
-    """Move the running statistics as far as the batches say (`shifted`); False, and no change, where layers differ."""
+def shift_(
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, ...]],
+    original: nn.Module,
+    removed: Any = None,
+    *,
+    share: float = 1.0,
+) -> bool:
+    """Move the running statistics as far as the batches say (`shifted`); False, and no change, where layers differ.
+
+    share: 1 is the shift, 0 the plain averages, see `between`.
+    """
     stored = _statistics(module)
     reestimate_(module, batches)
     averages = _statistics(module)
     baseline = _baseline(original, batches, stored, removed)
-    _restore_(module, stored if baseline is None else shifted(module, stored, averages, baseline))
+    moved = stored if baseline is None else between(averages, shifted(module, stored, averages, baseline), share)
+    _restore_(module, moved)
     return baseline is not None
 
 
@@ -129,6 +142,17 @@ def shifted(module: nn.Module, stored: Statistics, now: Statistics, baseline: St
             "running_var": (new["running_var"] + layer.eps) * ratio - layer.eps,
         }
         found[name]["running_var"].clamp_(min=0.0)
+    return found
+
+
+def between(averages: Statistics, moved: Statistics, share: float) -> Statistics:
+    """Means and logarithms of variances between both: a network that lost much is neither near its old statistics nor
+    is it measured well (ResNet-56 at half its MACs: 86.2 with averages, 85.9 with the shift)."""
+    found: Statistics = {}
+    for name, new in averages.items():
+        means = torch.lerp(new["running_mean"], moved[name]["running_mean"], share)
+        old, far = (part["running_var"].clamp(min=1e-30) for part in (new, moved[name]))
+        found[name] = moved[name] | {"running_mean": means, "running_var": old.pow(1 - share) * far.pow(share)}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from compress_cli.recovery import Correspondence
-from compress_cli.training.batchnorm import mean_ratio, reestimate_, reestimate_if_better_
+from compress_cli.training.batchnorm import mean_ratio, reestimate_, reestimate_if_better_, shift_
 
 
 def net() -> nn.Sequential:
@@ -127,7 +128,7 @@ def test_statistics_move_as_far_as_the_same_images_say_for_the_channels_that_are
             getattr(small[1], name).copy_(getattr(original[1], name)[[1, 3]])
     kept = Correspondence(keep={"1.running_mean": {0: [1, 3]}})
     state = {name: value.clone() for name, value in original.state_dict().items()}
-    answers = iter([{"a": 1.0}, {"a": 0.9}, {"a": 0.5}])
+    answers = iter([{"a": 1.0}, {"a": 0.9}, {"a": 0.5}, {"a": 0.7}])
     record = reestimate_if_better_(small, seeded(4), lambda: next(answers), original=original, removed=kept)
     assert record["how"] == "shift"
     torch.testing.assert_close(small[1].running_var, 4 * state["1.running_var"][[1, 3]], rtol=1e-3, atol=0)
@@ -139,3 +140,18 @@ def test_layers_that_do_not_correspond_leave_the_averages() -> None:
     wider = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5))
     record = reestimate_if_better_(model, seeded(2), lambda: next(answers), original=wider)
     assert (record["kept"], record["how"]) == (True, "averages")
+
+
+def test_half_a_shift_lies_between() -> None:
+    model, original = trained(), trained()
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        copied = copy.deepcopy(model)
+        assert shift_(copied, seeded(3), original, share=share)
+        found[share] = (copied[1].running_mean, copied[1].running_var)
+    reestimate_(model, seeded(3))
+    torch.testing.assert_close(found[0.0], (model[1].running_mean, model[1].running_var))
+    torch.testing.assert_close(found[0.5][0], (found[0.0][0] + found[1.0][0]) / 2)
+    torch.testing.assert_close(found[0.5][1], (found[0.0][1] * found[1.0][1]).sqrt())
