@@ -116,8 +116,8 @@ def channels_oneshot(document: dict[str, Any]) -> Iterator[str]:
         f"CIFAR-10 test images as cut / with batch norms averaged over {document['calibration_images']:,} unlabelled "
         "training images / with their statistics moved as far as these images move between the two networks / half "
         "way, by score (`benchmarks/channels_oneshot.py`; `price` is `--score recovery`; a run takes what its held-out "
-        "loss prefers). Inner: the 27 widths inside the blocks; all: the residual streams too. The best of Torch-Pruning "
-        "1.6.1 on the same images: 92.59 / 91.89, 86.72 / 90.78, 59.62 / 85.42."
+        "loss prefers). Inner: the 27 widths inside the blocks; all: the residual streams too. The best of "
+        "Torch-Pruning 1.6.1 on the same images: 92.59 / 91.89, 86.72 / 90.78, 59.62 / 85.42."
     )
     yield ""
     cells = document["cells"]
