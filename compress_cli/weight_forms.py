@@ -70,8 +70,9 @@ def write_form(
     except ValueError as error:
         raise UsageError(str(error), "allow more with --max-error, or use --weights packed-fp16") from error
     if weights == "auto" and found.bytes >= 0.99 * found.dense_bytes:
+        why = next((note for note in found.notes if note.startswith("opset")), "too few zeros")
         found = write_variant(dense, target, "dense")
-        reason = "dense weights: packing would not make the file smaller (too few zeros)"
+        reason = f"dense weights: packing would not make the file smaller ({why})"
         found = dataclasses.replace(found, notes=(*found.notes, reason))
     elif wanted == "packed" and found.bytes >= found.dense_bytes:
         reason = "the packed file is not smaller than the dense one (too few zeros)"

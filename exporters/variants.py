@@ -158,6 +158,8 @@ def write_variant(
             f"the runtime fuses the packed file in another order: its outputs differ by {found.rms_rel:.1e} of their "
             "size, although the weights are the same bit for bit"
         )
+    if packing:
+        notes += packing.notes
     if packing or int8:
         written = packing.files if packing else int8.packing.files if int8 else written
     return Variant(

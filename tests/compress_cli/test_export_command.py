@@ -200,3 +200,20 @@ def test_files_beside_the_onnx_file_are_not_replaced_unasked(
     assert compress(call(checkpoint, "--format", "ort", "--overwrite")) == 0
     assert taken.exists()
     assert config.read_text() != "mine"
+
+
+def test_an_old_opset_is_the_reason_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From opset 13 on there are the operators that unpack weights; the file has zeros enough."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "W"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [onnx.numpy_helper.from_array(np.eye(64, dtype=np.float32), "W")],
+    )
+    source = tmp_path / "old.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 12)], ir_version=7), source)
+    assert compress(["export", str(source), "-o", str(tmp_path / "b.onnx"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["weights"] == "dense"
+    assert any("opset 12 has no operators to unpack weights with" in note for note in document["notes"])

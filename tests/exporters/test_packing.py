@@ -385,3 +385,11 @@ def test_large_tensors_use_the_byte_gap_index(tier: str, tmp_path: Path, monkeyp
     assert result.folded
     if tier == "packed":
         same_outputs(source, target)
+
+
+def test_a_large_file_says_what_loading_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, small = packed(convnet(0.1), tmp_path)
+    assert not any("while a runtime loads the file" in note for note in small.notes)
+    monkeypatch.setattr("exporters.packing.LARGE", sum(t.dense_bytes for t in small.tensors))
+    _, _, large = packed(convnet(0.1), tmp_path)
+    assert any("--weights dense where that is too much" in note for note in large.notes)
