@@ -132,7 +132,7 @@ def _is_checkpoint(file: Path) -> bool:
     from compress_cli.checkpoint.sniff import Kind, sniff
 
     try:
-        return sniff(file) not in (Kind.UNKNOWN, Kind.EMPTY)
+        return sniff(file) not in (Kind.UNKNOWN, Kind.EMPTY, Kind.ONNX)
     except InputError:
         return False
 

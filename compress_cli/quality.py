@@ -231,7 +231,7 @@ class Quality:
             return self._distance(module, teacher, split, held_out)
 
         statistics = Calibration(split, order[:used], self._batch_size(split), self.device)
-        with placed(module, self.device), placed(teacher or nn.Identity(), self.device):
+        with placed(module, self.device), placed(nn.Identity() if teacher is None else teacher, self.device):
             record = reestimate_if_better_(module, statistics, losses, original=teacher, removed=removed)
         judged = "tasks' loss" if labelled else "distance to the original's outputs"
         return {**record, "held_out": len(held_out), "judged_by": judged}

@@ -47,9 +47,10 @@ def inspect(
     named = {
         "--groups": groups,
         "--arch": arch,
-        "--arch-arg": arch_args,
+        "--arch-args": arch_args,
         "--input-shape": input_shape,
         "--input": input,
+        "--trust-pickle": trust_pickle,
     }
     given = next((flag for flag, value in named.items() if value), None)
     if target.is_dir() and any((target / name).exists() for name in ("report.json", "state.json", "config.json")):

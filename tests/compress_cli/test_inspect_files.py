@@ -149,7 +149,9 @@ def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkey
     assert found["problems"] == ["no-such-package is not installed: pip install no-such-package"]
 
 
-@pytest.mark.parametrize("words", [["--groups"], ["--arch", "torchvision:resnet18"], ["--input-shape", "3x8x8"]])
+@pytest.mark.parametrize(
+    "words", [["--groups"], ["--arch", "torchvision:resnet18"], ["--input-shape", "3x8x8"], ["--arch-args", "width=4"]]
+)
 def test_flags_for_networks_are_refused_elsewhere(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
 ) -> None:
