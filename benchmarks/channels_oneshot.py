@@ -7,7 +7,7 @@ after compensation (`compress_cli.recovery`), from the same images without label
 from them (`top1_recovered`). Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training
 images (no augmentation) for gradients and for re-estimated batch norms, scores on the dense model, exact MACs budget.
 `top1` is as cut, `top1_bn` with plain averages (the peer's protocol), `top1_shift` with the statistics moved by the
-difference between the cut and the dense network on the same images (`compress_cli.training.batchnorm.shift_`),
+difference between the cut and the dense network on the same images (`pruners.batchnorm.shift_`),
 `top1_half` with what is half way between the two.
 `inner`: the 27 inner widths only, what Torch-Pruning 1.6.1 can cut; `all`: the residual streams too (tier 4: the widths
 of the zero padding are rewritten in the graph).
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from compress_cli.recovery import recover  # noqa: E402
 from compress_cli.recovery.channel_prices import channel_prices  # noqa: E402
-from compress_cli.training.batchnorm import shift_  # noqa: E402
+from pruners.batchnorm import reestimate_, shift_  # noqa: E402
 from pruners.channels import (  # noqa: E402
     Budget,
     CostModel,
@@ -98,15 +98,8 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def reestimated(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy with batch norms averaged over 4 batches of 256 images."""
     small = copy.deepcopy(model).eval()
-    norms = [layer for layer in small.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None
-    small.train()  # there is no dropout; a rewritten graph knows one mode for the whole model
-    with torch.no_grad():
-        for part in images.split(256):
-            small(part)
-    return small.eval()
+    reestimate_(small, [(part,) for part in images.split(256)])
+    return small
 
 
 def gradients(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> dict[str, Tensor] | None:
@@ -208,7 +201,7 @@ def judged(fitted: Any, test: Any, images: Tensor, seconds: float) -> dict[str, 
 def with_shift(model: nn.Module, fitted: Any, images: Tensor, share: float) -> nn.Module:
     """A copy of the cut network with its batch-norm statistics moved, or a share of the way from the averages."""
     small = copy.deepcopy(fitted.model).eval()
-    if not shift_(small, [(part,) for part in images.split(256)], model, fitted.plan, share=share):
+    if not shift_(small, [(part,) for part in images.split(256)], model, fitted.plan.keep, share=share):
         raise RuntimeError("the batch norms of the two networks do not correspond")
     return small
 

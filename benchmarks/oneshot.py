@@ -94,8 +94,9 @@ def one_row(module: torch.nn.Module, score: str, sparsity: str, quality: Quality
     complexity = measure(module, loaded.example_inputs)
     pruned = _top1(quality, module)
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    before_pruning = quality.original(loaded.module)
     begin = time.perf_counter()
-    record = quality.reestimate_batchnorm_(module)
+    record = quality.reestimate_batchnorm_(module, teacher=before_pruning)
     recalibration = time.perf_counter() - begin
     changed = any(not torch.equal(before[name], buffer) for name, buffer in module.named_buffers())
     return {

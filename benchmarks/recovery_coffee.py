@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.pagcp_coffee import Bench
 from compress_cli.recovery import recover
-from compress_cli.recovery.batchnorm import reestimate_
 from compress_cli.recovery.channel_prices import channel_prices
 from profilers.machine import describe
 from pruners import channels
+from pruners.batchnorm import reestimate_
 
 RESULTS = Path(__file__).parent / "results" / "recovery_coffee.json"
 SHARE = 0.6
@@ -82,7 +82,7 @@ def measured(bench: Bench, inputs: list[torch.Tensor], name: str, macs: int) -> 
     fitted = channels.fit(bench.net, bench.example, bench.groups, choose)
     row: dict[str, Any] = {"macs": fitted.plan.macs_after, "cut": bench.test(fitted.model)}
     norms = copy.deepcopy(fitted.model)
-    reestimate_(norms, [(batch,) for batch in inputs], "cpu")
+    reestimate_(norms, [(batch,) for batch in inputs])
     row["batch_norms"] = bench.test(norms)
     begin = time.process_time()
     record = recover(bench.net, fitted.model, inputs, correspondence=fitted.plan)

@@ -258,7 +258,8 @@ def _improve(
     elif config.calib_samples and quality.can_recalibrate:
         with session.stage("batch norms", "Re-estimating batch-norm statistics"):
             removed = job.method.removed(module, plan)
-            record = quality.reestimate_batchnorm_(module, teacher=teacher, removed=removed)
+            before = None if teacher is None else quality.original(teacher)
+            record = quality.reestimate_batchnorm_(module, teacher=before, removed=removed)
         facts = dataclasses.replace(facts, batchnorm=record)
         if record.get("kept"):
             job.scores.take("recalibrated", module)

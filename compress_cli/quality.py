@@ -18,6 +18,7 @@ from compress_cli.training import distributed
 from compress_cli.training.batchnorm import reestimate_if_better_
 from compress_cli.training.placing import choose_device, placed
 from exporters.outputs import evaluating, flatten_outputs
+from pruners.batchnorm import Original
 
 if TYPE_CHECKING:
     from compress_cli.checkpoint import LoadedModel
@@ -202,12 +203,12 @@ class Quality:
         return list(split.batches(chunks(positions, self._batch_size(split)), device=self.device))
 
     def reestimate_batchnorm_(
-        self, module: nn.Module, *, teacher: nn.Module | None = None, removed: Any = None
+        self, module: nn.Module, *, teacher: Original | None = None, removed: Any = None
     ) -> dict[str, Any]:
         """Re-estimate the batch-norm statistics from calibration images; keep them only if the held-out loss falls.
 
         With labelled images the loss is the tasks'; without, the distance of the outputs to the `teacher`'s. The
-        teacher, and what was `removed` from it, also tell how far the statistics have moved.
+        teacher (`original`), and what was `removed` from it, also tell how far the statistics have moved.
 
         Returns:
             The report's section: kept, reason, images, held_out, losses before and after.
@@ -218,23 +219,28 @@ class Quality:
         labelled = self.data.calib_labelled and bool(self.tasks)
         if not labelled and teacher is None:
             return {"kept": False, "reason": "neither labels nor the original model to judge the result by"}
-        order = self._calibration_order(split)
-        used = min(self.data.calib_samples, max(1, len(order) * 3 // 4))
-        held_out = order[used : used + HELD_OUT]
+        used, held_out = self._norm_images(split)
         if not held_out:
-            return {"kept": False, "reason": f"{len(order)} image is too few: none is left to judge by"}
+            return {"kept": False, "reason": f"{len(used)} image is too few: none is left to judge by"}
 
         def losses() -> dict[str, float]:
             if labelled:
                 return {name: score.loss for name, score in self.measure(module, split, held_out).items()}
             assert teacher is not None
-            return self._distance(module, teacher, split, held_out)
+            return self._distance(module, teacher.network, split, held_out)
 
-        statistics = Calibration(split, order[:used], self._batch_size(split), self.device)
-        with placed(module, self.device), placed(nn.Identity() if teacher is None else teacher, self.device):
+        statistics = Calibration(split, used, self._batch_size(split), self.device)
+        beside = nn.Identity() if teacher is None else teacher.network
+        with placed(module, self.device), placed(beside, self.device):
             record = reestimate_if_better_(module, statistics, losses, original=teacher, removed=removed)
         judged = "tasks' loss" if labelled else "distance to the original's outputs"
         return {**record, "held_out": len(held_out), "judged_by": judged}
+
+    def original(self, network: nn.Module) -> Original:
+        """A network before compression, for `reestimate_batchnorm_`; its statistics are taken once."""
+        split = self.data.calib
+        assert split is not None, "there are calibration images where batch norms are re-estimated"
+        return Original(network, Calibration(split, self._norm_images(split)[0], self._batch_size(split), self.device))
 
     def rows(self, stage_scores: Mapping[str, Mapping[str, Score]]) -> tuple[TaskRow, ...]:
         """One row per task from the scores of the stages."""
@@ -254,6 +260,12 @@ class Quality:
                 )
             )
         return tuple(rows)
+
+    def _norm_images(self, split: Split) -> tuple[list[int], list[int]]:
+        """Positions that give statistics, and others that judge them."""
+        order = self._calibration_order(split)
+        used = min(self.data.calib_samples, max(1, len(order) * 3 // 4))
+        return order[:used], order[used : used + HELD_OUT]
 
     def _calibration_order(self, split: Split) -> list[int]:
         return choose(len(split), len(split), split.labels, self.session.config.seed)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decomposers.layers import Layer
-from decomposers.observe import Inputs, evaluating, run
+from decomposers.observe import Inputs, run
+from profilers.modes import eval_mode
 
 MEMORY = 2 << 30
 CHUNK = 1 << 24
@@ -192,7 +193,7 @@ def collect_moments(
     found: dict[str, Moments] = {}
     for indices in _passes(sizes, memory):
         sums = [_Sums(layers[index], wanted[index]) for index in indices]
-        with _collecting(model, sums), evaluating(model):
+        with _collecting(model, sums), eval_mode(model), torch.no_grad():
             for batch in batches:
                 run(model, batch)
         for item in sums:

@@ -7,13 +7,14 @@ calls it. The wrapper hands reads on, so the pass itself runs as always; it is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from profilers.modes import eval_mode
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -78,24 +79,11 @@ def owners(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     return found
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients, and every module back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def observe(model: nn.Module, inputs: Inputs, layers: Sequence[nn.Module]) -> dict[nn.Module, Use]:
     """Run a model once and return how it used each of the layers. The model is as before afterwards."""
     uses = {layer: Use() for layer in layers}
     places = owners(model)
-    with evaluating(model):
+    with eval_mode(model), torch.no_grad():
         probes = {layer: _Probe(layer, use) for layer, use in uses.items()}
         try:
             for layer, probe in probes.items():

@@ -26,9 +26,10 @@ from decomposers.factorize import (
 )
 from decomposers.folding import LayerShape, fold
 from decomposers.moments import Moments
-from decomposers.observe import Inputs, evaluating, observe, owners, run
+from decomposers.observe import Inputs, observe, owners, run
 from decomposers.output_error import output_factors
 from decomposers.spectra import gram
+from profilers.modes import eval_mode
 
 NETWORK_TOLERANCE = 1e-3
 """Largest difference of the whole network's outputs, in float32, relative to the largest output."""
@@ -236,7 +237,7 @@ def prove(original: nn.Module, compressed: nn.Module, plan: AldsPlan, example_in
 
 def _prove_network(original: nn.Module, compressed: nn.Module, plan: AldsPlan, inputs: Inputs) -> float:
     twin = restored(original, compressed, plan)
-    with evaluating(compressed), evaluating(twin):
+    with eval_mode(compressed, twin), torch.no_grad():
         found, expected = list(_tensors(run(compressed, inputs))), list(_tensors(run(twin, inputs)))
     if [item.shape for item in found] != [item.shape for item in expected]:
         raise ProofFailed("", float("inf"), NETWORK_TOLERANCE)

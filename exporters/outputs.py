@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportFailed
+from profilers.modes import eval_mode
 
 
 def flatten_outputs(outputs: Any) -> dict[str, Tensor]:
@@ -70,17 +71,13 @@ def _fields(value: Any) -> dict[Any, Any] | None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and full fp32 products inside; every module's own training flag comes back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
-        model.eval()
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
-        for module, training in flags:
-            module.training = training
 
 
 def run_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from profilers.errors import CountingFailed, first_line
+from profilers.modes import modes_kept
 from profilers.op_costs import RULE
 from profilers.op_trace import OpTrace, following, unfused_attention
 
@@ -176,18 +177,14 @@ def _twin(model: nn.Module, *, on_meta: bool) -> Iterator[nn.Module]:
     On meta every tensor is a shape; else the parameters are the caller's own, and buffers are copied, as a real run may
     write them. Where modules cannot be copied the model itself is lent and its training flags are put back.
     """
-    flags = [(module, module.training) for module in model.modules()]
     try:
         twin = copy.deepcopy(model, dict(_stand_ins(model, on_meta)))
     except Exception:  # an attribute that cannot be copied: any class
         if on_meta:
             raise
         twin = model
-    try:
+    with modes_kept(model):
         yield twin.eval()
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _stand_ins(model: nn.Module, on_meta: bool) -> Iterator[tuple[int, Tensor]]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from profilers.errors import MeasurementFailed, first_line
 from profilers.latency import Comparison, Timed, compare_runs
+from profilers.modes import modes_kept
 
 
 def compare_modules(
@@ -39,17 +40,13 @@ def compare_modules(
         raise MeasurementFailed("PyTorch sees no CUDA device here")
     names = ("original", "compressed")[-len(models) :]
     moved = tuple(tensor.to(device) for tensor in inputs)
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    try:
+    with modes_kept(*models):
         timed = [
             _timed(name, model.to(device).eval(), moved, compiled) for name, model in zip(names, models, strict=True)
         ]
         provider = f"torch {'compiled' if compiled else 'eager'} on {device}"
         batch = int(moved[0].shape[0])
         return compare_runs(timed, provider=provider, threads=torch.get_num_threads(), batch=batch, budget_s=budget_s)
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _timed(name: str, model: nn.Module, inputs: tuple[torch.Tensor, ...], compiled: bool) -> Timed:

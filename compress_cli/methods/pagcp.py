@@ -123,6 +123,7 @@ class Pagcp(Channels):
         _note_data(session, quality)
         limit = _cost_limit(config)
         options = _options(config, limit, tuple(data.floors), groups, _batch_statistics(quality, data))
+        before = quality.original(module)
         bars: dict[str, Any] = {}
         titles = {"sensitivity": "Sensitivity of each group", "search": "Searching under the tasks' limits"}
 
@@ -139,7 +140,7 @@ class Pagcp(Channels):
                     data,
                     options,
                     groups=groups,
-                    recalibrate=lambda small, cut: quality.reestimate_batchnorm_(small, teacher=module, removed=cut),
+                    recalibrate=lambda small, cut: quality.reestimate_batchnorm_(small, teacher=before, removed=cut),
                     on_step=on_step,
                 )
         finally:

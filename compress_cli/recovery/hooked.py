@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compress_cli.recovery.batchnorm import reestimate_, tracked_norms
 from compress_cli.recovery.correspondence import Correspondence
 from compress_cli.recovery.errors import CannotTrace, DoNotMatch
 from compress_cli.recovery.geometry import Geometry, Kind
 from compress_cli.recovery.images import Batch, Images
 from compress_cli.recovery.normal import NormalEquations
+from compress_cli.recovery.norms import NormTries
 from compress_cli.recovery.outputs import output_error
 from compress_cli.recovery.record import LayerRecovery, RecoveryRecord
 from compress_cli.recovery.solving import FEWEST_ROWS, Layer, Spread, improve
-from compress_cli.recovery.trace import evaluation
+from profilers.modes import eval_mode
+from pruners.batchnorm import tracked_norms
 
 if TYPE_CHECKING:
     from compress_cli.recovery.routine import RecoveryOptions
@@ -35,7 +36,6 @@ _KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
     (nn.modules.conv._ConvNd, "conv"),
     (nn.Linear, "linear"),
 )
-NORM_BATCHES = 8
 
 
 class _Reached(Exception):
@@ -77,7 +77,7 @@ def recover_hooked(
     batches = [tuple(part.to(device) for part in batch) for batch in images.batches]
     held = batches[images.fitted :]
     skipped = [("sums of branches", f"not corrected, {refused}")]
-    with evaluation(dense, compressed), torch.no_grad():
+    with eval_mode(dense, compressed), torch.no_grad():
         try:
             pairs = _pairs(dense, compressed, correspondence, batches[0], skipped)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -91,18 +91,18 @@ def recover_hooked(
             on_step(done, len(pairs), pair.name)
             layers.append(_solve_(dense, compressed, pair, batches, images.fitted, options, generator))
         on_step(len(pairs), len(pairs), "")
-        for start, name in (
-            ("", "least squares"),
-            ("least squares", "least squares + batch norms"),
-            ("as compressed", "batch norms"),
-        ):
-            if start:
-                if not (options.batch_norms and tracked_norms(compressed)):
-                    continue
-                compressed.load_state_dict(states[start])
-                reestimate_(compressed, batches[: images.fitted][:NORM_BATCHES], device)
+
+        def take(name: str) -> None:
             states[name] = {key: tensor.clone() for key, tensor in compressed.state_dict().items()}
             errors[name] = _distance(dense, compressed, held)
+
+        take("least squares")
+        if options.batch_norms and tracked_norms(compressed):
+            tries = NormTries(dense, images, device, correspondence)
+            for start in ("least squares", "as compressed"):
+                compressed.load_state_dict(states[start])
+                for name in tries.on(compressed, start):
+                    take(name)
         chosen = min(errors, key=lambda name: (errors[name], len(name)))
         if errors[chosen] >= errors["as compressed"]:
             chosen = "as compressed"

@@ -40,8 +40,8 @@ class RecoveryRecord:
         layers: in the order in which they were solved.
         skipped: (weight, reason) of those that were not.
         before, after: squared error of the outputs on held-out images, relative to their spread.
-        chosen: the candidate that did best: `as compressed`, `least squares`, `least squares + batch norms` or
-            `batch norms`.
+        chosen: the candidate that did best: `as compressed`, `least squares`, or one of them with batch norms anew
+            (`norms.py`).
         candidates: error of each candidate.
         images: how many in all; `held_out` of them were not fitted.
         seconds: wall time.
@@ -69,7 +69,7 @@ class RecoveryRecord:
         if not self.kept:
             return f"nothing came nearer to the original, so nothing was changed; {errors}"
         kept = sum(layer.kept for layer in self.layers)
-        solved = f", {kept} of {len(self.layers)} layers" if self.chosen != "batch norms" else ""
+        solved = f", {kept} of {len(self.layers)} layers" if self.chosen.startswith("least squares") else ""
         return f"{self.chosen} from {self.images:,} unlabelled images{solved}; {errors}; {self.seconds:.0f} s"
 
     def to_dict(self) -> dict[str, Any]:

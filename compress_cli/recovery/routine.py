@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from compress_cli.recovery.batchnorm import reestimate_, tracked_norms
 from compress_cli.recovery.correspondence import Correspondence, as_correspondence
 from compress_cli.recovery.errors import CannotTrace, DoNotMatch
 from compress_cli.recovery.hooked import recover_hooked
 from compress_cli.recovery.images import Images, arrange
 from compress_cli.recovery.jobs import Job, make_jobs
+from compress_cli.recovery.norms import NormTries
 from compress_cli.recovery.outputs import output_error
 from compress_cli.recovery.record import LayerRecovery, RecoveryRecord
 from compress_cli.recovery.sensitivity import position_weights, sensitivities
 from compress_cli.recovery.solving import Pair, Removal, solve_
 from compress_cli.recovery.stream import Stream
-from compress_cli.recovery.trace import Traced, evaluation, trace
+from compress_cli.recovery.trace import Traced, trace
+from profilers.modes import eval_mode
+from pruners.batchnorm import tracked_norms
 
 Step = Callable[[int, int, str], None]
 SENSITIVE_IMAGES = 256
@@ -31,8 +33,6 @@ WEIGHTED_VALUES = 1 << 24
 """Input values up to which positions are weighted on a CPU."""
 FEWEST_IMAGES = 128
 """So many images are used for every layer, if there are as many."""
-NORM_BATCHES = 8
-"""Batches from which batch norms are re-estimated as a candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,8 @@ class _Run:
         options: RecoveryOptions,
         seed: int,
     ) -> None:
-        self.compressed, self.images, self.options, self.seed = compressed, images, options, seed
+        self.dense, self.compressed, self.correspondence = dense, compressed, correspondence
+        self.images, self.options, self.seed = images, options, seed
         self.device = next(compressed.parameters()).device
         example = tuple(part.to(self.device) for part in images.batches[0])
         original, found = trace(dense, example, "original"), trace(compressed, example, "compressed")
@@ -243,11 +244,12 @@ class _Run:
         candidates = [("as compressed", self.first), ("least squares", self._error())]
         states = {"as compressed": self.saved, "least squares": self._copy()}
         if self.options.batch_norms and tracked_norms(self.compressed):
-            for start, name in (("least squares", "least squares + batch norms"), ("as compressed", "batch norms")):
+            tries = NormTries(self.dense, self.images, self.device, self.correspondence)
+            for start in ("least squares", "as compressed"):
                 self._write(states[start])
-                reestimate_(self.compressed, self.images.batches[: self.images.fitted][:NORM_BATCHES], self.device)
-                states[name] = self._copy()
-                candidates.append((name, self._fresh_error()))
+                for name in tries.on(self.compressed, start):
+                    states[name] = self._copy()
+                    candidates.append((name, self._fresh_error()))
         chosen = min(candidates, key=lambda item: (item[1], len(item[0])))[0]
         if dict(candidates)[chosen] >= self.first:
             chosen = "as compressed"
@@ -258,7 +260,7 @@ class _Run:
         """Error of the outputs on the held-out images, from a full pass of the compressed network."""
         stream = Stream(self.pair.compressed.traced, [self.images.batches[i] for i in self.held], 0, self.device)
         original = self.pair.original
-        with evaluation(self.compressed):
+        with eval_mode(self.compressed):
             pairs = ((original.outputs(index), stream.outputs(place)) for place, index in enumerate(self.held))
             return output_error(pairs)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from compress_cli.recovery.images import Batch
-from compress_cli.recovery.trace import Call, Traced, evaluation
+from compress_cli.recovery.trace import Call, Traced
+from profilers.modes import eval_mode
 
 PROJECTIONS = 4
 """Random projections of the outputs from which a position's weight is averaged; with one it is mostly noise."""
@@ -72,7 +73,7 @@ def _squared_gradients(
     keep = list(dict.fromkeys([*(call.node for call in reached), *traced.outputs]))
     for batch in batches:
         sums: dict[Call, Tensor] = {}
-        with evaluation(traced.module), torch.enable_grad():
+        with eval_mode(traced.module), torch.enable_grad():
             known = {
                 node: part.detach().clone().requires_grad_() if part.is_floating_point() else part
                 for node, part in zip(traced.inputs, batch, strict=True)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress_cli.recovery.batchnorm import tracked_norms
 from compress_cli.recovery.errors import RecoveryError
-from compress_cli.recovery.trace import evaluation
+from profilers.modes import eval_mode
+from pruners.batchnorm import tracked_norms
 
 IMAGES, BATCH, STEPS, RATE = 256, 64, 40, 0.05
 SMOOTH = 3
@@ -98,7 +98,7 @@ def _fitted(
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with evaluation(dense), torch.enable_grad():
+        with eval_mode(dense), torch.enable_grad():
             for step in range(1, steps + 1):
                 if report is not None:
                     report(step - 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.fx import Node
 
 from compress_cli.recovery.errors import CannotTrace
 from compress_cli.recovery.geometry import Geometry, Kind
+from profilers.modes import eval_mode
 
 _aten = torch.ops.aten
 
@@ -186,19 +186,6 @@ def _geometry(kind: Kind, axes: int, weight: Tensor, arguments: Mapping[str, Any
     return Geometry(kind, arguments["groups"], kernel, stride, pads, dilation, output)
 
 
-@contextmanager
-def evaluation(*modules: nn.Module) -> Any:
-    """Put modules into evaluation mode and every sub-module back as it was."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
 def trace(module: nn.Module, inputs: tuple[Tensor, ...], which: str = "given") -> Traced:
     """Turn a module in evaluation mode into a graph for inputs of these sizes.
 
@@ -211,7 +198,7 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], which: str = "given") -
         CannotTrace: torch.export refuses, or the graph holds something that cannot be run piece by piece.
     """
     try:
-        with warnings.catch_warnings(), evaluation(module):
+        with warnings.catch_warnings(), eval_mode(module):
             warnings.simplefilter("ignore")
             with torch.no_grad():
                 program = torch.export.export(module, inputs)

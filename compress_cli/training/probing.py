@@ -12,6 +12,7 @@ from compress_cli.training.features import FeaturePoints
 from compress_cli.training.objective import Objective
 from compress_cli.training.orthogonal import Encoders
 from compress_cli.training.recipe import Recipe
+from profilers.modes import eval_mode
 
 if TYPE_CHECKING:
     from compress_cli.session import Session
@@ -19,12 +20,8 @@ if TYPE_CHECKING:
 
 def has_unused_parameters(module: nn.Module, objective: Objective, sample: Callable[[], Batch]) -> bool:
     """Whether some parameter gets no gradient from the loss: processes must not wait for it."""
-    flags = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
-    with objective.watched():
+    with eval_mode(module), objective.watched():
         objective(module, sample()).backward()  # type: ignore[no-untyped-call]
-    for layer, training in flags:
-        layer.training = training
     unused = any(weight.grad is None for weight in module.parameters() if weight.requires_grad)
     module.zero_grad(set_to_none=True)
     return unused

@@ -32,6 +32,7 @@ from compress_cli.training.probing import encoders_kept_orthogonal, feature_poin
 from compress_cli.training.saving import load_state, save_state
 from compress_cli.training.sparse import Dense
 from compress_cli.training.telemetry import Curves
+from profilers.modes import modes_kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -257,12 +258,10 @@ class Trainer:
             with self.numerics.autocast():
                 return self.objective(network, self.numerics.batch(batch))
 
-        flags = [(layer, layer.training) for layer in self.module.modules()]
-        self.module.train()
-        device = self.quality.device
-        self.network, self.compiled = compiled_or_not(self.network, loss_of, self.session.warn, device)
-        for layer, training in flags:
-            layer.training = training
+        with modes_kept(self.module):
+            self.module.train()
+            device = self.quality.device
+            self.network, self.compiled = compiled_or_not(self.network, loss_of, self.session.warn, device)
 
     def _curves_folder(self) -> str | None:
         """Where the first process writes TensorBoard files."""

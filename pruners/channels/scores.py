@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from profilers.modes import eval_mode
 from pruners.channels.atoms import tensor_at
 from pruners.channels.errors import BadChannelOptions
 from pruners.channels.groups import Group, Groups, Member
@@ -181,16 +182,14 @@ def mean_squared_gradients(model: nn.Module, samples: Iterable[Any], loss: Loss)
 def _accumulated(
     model: nn.Module, batches: Iterable[Any], loss: Loss, of: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    flags = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     sums: dict[str, Tensor] = {}
     count = 0
+    named = dict(model.named_parameters())
     try:
-        model.eval()
-        named = dict(model.named_parameters())
         for parameter in named.values():
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             for batch in batches:
                 value = loss(model, batch)
                 found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
@@ -201,8 +200,6 @@ def _accumulated(
     finally:
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
-        for module, flag in flags:
-            module.training = flag
     if not count:
         raise BadChannelOptions("there are no images to take gradients on")
     return {name: total.cpu() / count for name, total in sums.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from profilers.modes import modes_kept
 from pruners.channels.errors import CannotTrace
 
 Mode = Literal["eval", "train"]
@@ -52,13 +53,9 @@ def doubled(args: tuple[Any, ...]) -> tuple[Any, ...]:
 @contextmanager
 def mode_of(model: nn.Module, mode: Mode) -> Iterator[None]:
     """Put a model in eval or train mode and restore every module's own flag afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
+    with modes_kept(model):
         model.train(mode == "train")
         yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruners.batchnorm import averaging
 from pruners.channels import Groups
 from pruners.pagcp.masking import Masker, Removal
 from pruners.pagcp.options import PagcpOptions
@@ -180,23 +181,9 @@ def make_oracle(
 
 def reestimate_batchnorm_(model: nn.Module, data: TaskData) -> None:
     """Set running statistics to the average of the calibration batches' own; everything else stays in eval mode."""
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta = [layer.momentum for layer in layers]
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None
-            layer.train()
-        with torch.no_grad():
-            for batch in data.batches if layers else ():
-                data.forward(model, batch)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, flag in flags:
-            module.training = flag
+    with averaging(model):
+        for batch in data.batches:
+            data.forward(model, batch)
 
 
 def use_batch_statistics_(model: nn.Module) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profilers.modes import eval_mode
+
 Losses = dict[str, Tensor]
 """Task -> (samples,) losses in float64, NaN where a sample has no target for the task."""
 
@@ -72,13 +74,8 @@ def rise(loss: float, reference: float, floor: float) -> float:
 
 def evaluate(data: TaskData, model: nn.Module) -> Losses:
     """All samples' losses of a model as it is, in eval mode; its modes are put back."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+    with eval_mode(model):
         return joined([of_batch(data, model, batch) for batch in data.batches])
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def constant_floors(data: TaskData, model: nn.Module, share: float = 0.05) -> dict[str, float]:
@@ -88,26 +85,20 @@ def constant_floors(data: TaskData, model: nn.Module, share: float = 0.05) -> di
     """
     from torch.utils import _pytree as pytree
 
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            sums: list[Tensor] = []
-            count, spec = 0, None
-            for batch in data.batches:
-                leaves, spec = pytree.tree_flatten(data.forward(model, batch))
-                parts = [leaf.double().sum(0, keepdim=True) for leaf in leaves]
-                sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
-                count += len(leaves[0])
-            if spec is None:
-                return {}
-            found = []
-            for batch in data.batches:
-                leaves, _ = pytree.tree_flatten(data.forward(model, batch))
-                constant = [(s / count).to(leaf.dtype).expand_as(leaf) for s, leaf in zip(sums, leaves, strict=True)]
-                losses = data.losses(pytree.tree_unflatten(constant, spec), batch)
-                found.append({task: values.double().cpu() for task, values in losses.items()})
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with eval_mode(model), torch.no_grad():
+        sums: list[Tensor] = []
+        count, spec = 0, None
+        for batch in data.batches:
+            leaves, spec = pytree.tree_flatten(data.forward(model, batch))
+            parts = [leaf.double().sum(0, keepdim=True) for leaf in leaves]
+            sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
+            count += len(leaves[0])
+        if spec is None:
+            return {}
+        found = []
+        for batch in data.batches:
+            leaves, _ = pytree.tree_flatten(data.forward(model, batch))
+            constant = [(s / count).to(leaf.dtype).expand_as(leaf) for s, leaf in zip(sums, leaves, strict=True)]
+            losses = data.losses(pytree.tree_unflatten(constant, spec), batch)
+            found.append({task: values.double().cpu() for task, values in losses.items()})
     return {task: share * max(mean(values), 0.0) for task, values in joined(found).items()}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compress_cli.recovery import recover
-from compress_cli.recovery.batchnorm import reestimate_
 from compress_cli.recovery.synthetic import CannotSynthesise, synthesise
+from pruners.batchnorm import reestimate_
 from tests.recovery.nets import Residual, images, prune_, randomise
 
 
@@ -22,7 +22,7 @@ def distance(dense: nn.Module, compressed: nn.Module, x: Tensor) -> float:
 @torch.no_grad()
 def test_statistics_come_nearer_and_the_network_stays() -> None:
     net = randomise(Residual())
-    reestimate_(net, [(images(100),)], "cpu")
+    reestimate_(net, [(images(100),)])
     before = copy.deepcopy(net.state_dict())
     found = {}
     for steps in (0, 30):

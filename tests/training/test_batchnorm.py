@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from compress_cli.recovery import Correspondence
-from compress_cli.training.batchnorm import mean_ratio, reestimate_, reestimate_if_better_, shift_
+from compress_cli.training.batchnorm import mean_ratio, reestimate_if_better_
+from pruners.batchnorm import Original, reestimate_, shift_
 
 
 def net() -> nn.Sequential:
@@ -80,7 +81,7 @@ def test_without_labels_the_teacher_decides(open_run: Callable[..., Any], networ
     with open_run() as (_, quality):
         quality.data = dataclasses.replace(quality.data, tasks=(), calib_labelled=False)
         assert quality.reestimate_batchnorm_(model)["kept"] is False  # nothing to judge by
-        record = quality.reestimate_batchnorm_(model, teacher=teacher)
+        record = quality.reestimate_batchnorm_(model, teacher=quality.original(teacher))
     assert record["kept"]
     assert set(record["losses_before"]) == {"digit", "parity"}
     assert record["losses_after"]["digit"] < record["losses_before"]["digit"]
@@ -107,7 +108,7 @@ def test_a_network_that_has_not_changed_keeps_its_statistics_where_averages_woul
         tries.append(model[1].running_var.clone())
         return {"a": float((model[1].running_var - before["1.running_var"]).abs().sum()) + (len(tries) == 1)}
 
-    record = reestimate_if_better_(model, seeded(2), losses, original=trained())
+    record = reestimate_if_better_(model, seeded(2), losses, original=Original(trained(), seeded(2)))
     assert (record["kept"], record["how"]) == (True, "shift")
     assert (tries[1] < 0.3 * before["1.running_var"]).all(), "the averages forget what the training has seen"
     for name, value in model.state_dict().items():
@@ -129,7 +130,8 @@ def test_statistics_move_as_far_as_the_same_images_say_for_the_channels_that_are
     kept = Correspondence(keep={"1.running_mean": {0: [1, 3]}})
     state = {name: value.clone() for name, value in original.state_dict().items()}
     answers = iter([{"a": 1.0}, {"a": 0.9}, {"a": 0.5}, {"a": 0.7}])
-    record = reestimate_if_better_(small, seeded(4), lambda: next(answers), original=original, removed=kept)
+    before = Original(original, seeded(4))
+    record = reestimate_if_better_(small, seeded(4), lambda: next(answers), original=before, removed=kept)
     assert record["how"] == "shift"
     torch.testing.assert_close(small[1].running_var, 4 * state["1.running_var"][[1, 3]], rtol=1e-3, atol=0)
     assert all(torch.equal(value, state[name]) for name, value in original.state_dict().items())
@@ -138,7 +140,8 @@ def test_statistics_move_as_far_as_the_same_images_say_for_the_channels_that_are
 def test_layers_that_do_not_correspond_leave_the_averages() -> None:
     model, answers = net(), iter([{"a": 1.0}, {"a": 0.5}])
     wider = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5))
-    record = reestimate_if_better_(model, seeded(2), lambda: next(answers), original=wider)
+    before = Original(wider, seeded(2))
+    record = reestimate_if_better_(model, seeded(2), lambda: next(answers), original=before)
     assert (record["kept"], record["how"]) == (True, "averages")
 
 
@@ -155,3 +158,38 @@ def test_half_a_shift_lies_between() -> None:
     torch.testing.assert_close(found[0.0], (model[1].running_mean, model[1].running_var))
     torch.testing.assert_close(found[0.5][0], (found[0.0][0] + found[1.0][0]) / 2)
     torch.testing.assert_close(found[0.5][1], (found[0.0][1] * found[1.0][1]).sqrt())
+
+
+def test_layers_that_no_batch_reaches_keep_their_statistics() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    model = Spare()
+    with torch.no_grad():
+        model.spare.running_mean.fill_(3.0)
+        model.used.running_mean.fill_(3.0)
+    reestimate_(model, seeded(2))
+    assert float(model.spare.running_mean) == 3.0
+    assert abs(float(model.used.running_mean)) < 0.5
+
+
+def test_the_originals_statistics_are_taken_once_and_put_back() -> None:
+    passes: list[int] = []
+
+    class Counted(list[tuple[torch.Tensor, ...]]):
+        def __iter__(self) -> Any:
+            passes.append(1)
+            return super().__iter__()
+
+    network = trained()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    original, answers = Original(network, Counted(seeded(2))), [{"a": 1.0}, {"a": 0.9}, {"a": 0.8}, {"a": 0.7}] * 2
+    for _ in range(2):
+        reestimate_if_better_(trained(), seeded(2), lambda: answers.pop(0), original=original)
+    assert len(passes) == 1
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
