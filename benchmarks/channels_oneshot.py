@@ -6,8 +6,8 @@ DIR holds the CIFAR-10 trees train/ and test/. Cells that are recorded are not m
 after compensation (`compress_cli.recovery`), from the same images without labels; --recover adds closed-form recovery
 from them (`top1_recovered`). Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training
 images (no augmentation) for gradients and for re-estimated batch norms, scores on the dense model, exact MACs budget.
-`top1` is as cut, `top1_bn` with plain averages (the peer's protocol), `top1_shift` with the statistics moved by the
-difference between the cut and the dense network on the same images (`pruners.batchnorm.shift_`),
+`top1` is as cut, `top1_bn` with plain averages over 4 batches of 256 images (the peer's protocol), `top1_shift` with
+the statistics moved by the difference between the cut and the dense network on the same images (`pruners.batchnorm`),
 `top1_half` with what is half way between the two.
 `inner`: the 27 inner widths only, what Torch-Pruning 1.6.1 can cut; `all`: the residual streams too (tier 4: the widths
 of the zero padding are rewritten in the graph).
@@ -21,7 +21,8 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from compress_cli.recovery import recover  # noqa: E402
 from compress_cli.recovery.channel_prices import channel_prices  # noqa: E402
-from pruners.batchnorm import reestimate_, shift_  # noqa: E402
+from pruners.batchnorm import Original, candidates_  # noqa: E402
 from pruners.channels import (  # noqa: E402
     Budget,
     CostModel,
@@ -60,6 +61,7 @@ RUNS = (
     ("magnitude", None, "layer"), ("magnitude", None, "isomorphic"), ("taylor", "mean", "global"),
     ("fisher", "mean", "global"),
 )  # fmt: skip
+COLUMNS = {"averages": "top1_bn", "shift": "top1_shift", "half a shift": "top1_half"}
 INNER = ("conv1", "*.conv2", "linear")
 
 
@@ -89,17 +91,14 @@ def network(checkpoints: Path) -> nn.Module:
 
 
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Percent right."""
-    with torch.no_grad():
-        found = torch.cat([model(part).argmax(1) for part in images.split(50)])
+    """Percent right. Batch norms are folded first, which takes 0.6 times as long and moves logits by 1e-5."""
+    batches = images.split(50)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, batches[0], check_trace=False)  # type: ignore[no-untyped-call]
+        fast = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+        found = torch.cat([fast(part).argmax(1) for part in batches])
     return round(float((found == labels).float().mean()) * 100, 2)
-
-
-def reestimated(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy with batch norms averaged over 4 batches of 256 images."""
-    small = copy.deepcopy(model).eval()
-    reestimate_(small, [(part,) for part in images.split(256)])
-    return small
 
 
 def gradients(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> dict[str, Tensor] | None:
@@ -141,6 +140,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     inputs = (calibration[0][:1],)
     found = {"all": analyse(model, inputs), "inner": analyse(model, inputs, ignore=INNER[:1], only=("*.conv1",))}
+    original = Original(model, [(part,) for part in calibration[0].split(256)])
     known: dict[str, Any] = {}
     for name, normalise, scope in RUNS:
         if arguments.only and name not in arguments.only:
@@ -150,7 +150,7 @@ def main() -> None:
                 label = "/".join([name, *([normalise] if normalise else []), *([scope] if scope != "global" else [])])
                 key = f"{label} {widths} {ratio}x"
                 row = document["cells"].get(key, {})
-                missing = not {"top1", "top1_shift", "top1_half"} <= row.keys()
+                missing = not {"top1", *COLUMNS.values()} <= row.keys()
                 missing = missing or (arguments.recover and "top1_recovered" not in row)
                 if not missing or time.monotonic() > end:
                     continue
@@ -159,13 +159,11 @@ def main() -> None:
                         known[name, widths] = channel_prices(model, [calibration[0]], found[widths])
                     else:
                         known[name, widths] = gradients(model, name, *calibration)
-                fitted, chosen = cut(model, found[widths], (name, normalise, scope), ratio, known[name, widths], inputs)
-                if "top1" not in row:
-                    row = judged(fitted, test, calibration[0], chosen)
-                if "top1_shift" not in row:
-                    row["top1_shift"] = top1(with_shift(model, fitted, calibration[0], 1.0), *test)
-                if "top1_half" not in row:
-                    row["top1_half"] = top1(with_shift(model, fitted, calibration[0], 0.5), *test)
+                fitted, seconds = cut(
+                    model, found[widths], (name, normalise, scope), ratio, known[name, widths], inputs
+                )
+                row |= judged(fitted, test, calibration[0], original, row)
+                row["plan_cpu_s"] = round(seconds, 2)
                 if arguments.recover and "top1_recovered" not in row:
                     row |= recovered(model, fitted, test, calibration[0])
                 document["cells"][key] = row
@@ -186,24 +184,21 @@ def cut(model: nn.Module, groups: Any, how: tuple[Any, ...], ratio: float, known
     return fit(model, inputs, groups, choose, tiers=(1, 4)), time.process_time() - begin
 
 
-def judged(fitted: Any, test: Any, images: Tensor, seconds: float) -> dict[str, Any]:
-    """Accuracy as cut and with batch norms re-estimated."""
-    return {
-        "top1": top1(fitted.model, *test),
-        "top1_bn": top1(reestimated(fitted.model, images), *test),
-        "macs": fitted.plan.macs_after,
-        "params": fitted.plan.params_after,
-        "tier": fitted.plan.tier,
-        "plan_cpu_s": round(seconds, 2),
-    }
+def judged(fitted: Any, test: Any, images: Tensor, original: Original, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy as cut and with batch norms anew in every way, where it is not known."""
+    small, plan = copy.deepcopy(fitted.model).eval(), fitted.plan
+    row = {"macs": plan.macs_after, "params": plan.params_after, "tier": plan.tier}
+    if "top1" not in known:
+        row["top1"] = top1(small, *test)
 
+    def run() -> None:
+        for part in images.split(256):
+            small(part)
 
-def with_shift(model: nn.Module, fitted: Any, images: Tensor, share: float) -> nn.Module:
-    """A copy of the cut network with its batch-norm statistics moved, or a share of the way from the averages."""
-    small = copy.deepcopy(fitted.model).eval()
-    if not shift_(small, [(part,) for part in images.split(256)], model, fitted.plan.keep, share=share):
-        raise RuntimeError("the batch norms of the two networks do not correspond")
-    return small
+    for way in candidates_(small, run, original, plan.keep):
+        if COLUMNS[way] not in known:
+            row[COLUMNS[way]] = top1(small, *test)
+    return row
 
 
 def recovered(model: nn.Module, fitted: Any, test: Any, images: Tensor) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Each error carries what happened (`message`), what to type (`fix`) and the exit 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EXIT_OK = 0
 EXIT_GATE = 1
 EXIT_USAGE = 2
@@ -38,6 +40,13 @@ class InputError(CompressError):
     """A checkpoint, a data folder or an output place cannot be read, written or understood."""
 
     exit_code = EXIT_INPUT
+
+
+def damaged(file: object, tensors: Sequence[str], what: str) -> InputError:
+    """The error for a file some of whose tensors hold values that are no numbers, named by `what`."""
+    more = f" and {len(tensors) - 3} more tensors" if len(tensors) > 3 else ""
+    holds = "holds" if len(tensors) == 1 else "hold"
+    return InputError(f"{file}: {', '.join(tensors[:3])}{more} {holds} {what}", DAMAGED)
 
 
 class UnsupportedModelError(InputError):

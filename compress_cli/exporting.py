@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress_cli.errors import DAMAGED, InputError, UsageError, VerificationError
+from compress_cli.errors import InputError, UsageError, VerificationError, damaged
 from compress_cli.onnx_files import free_target, onnx_errors, published
 from compress_cli.translate import export_errors
 from compress_cli.weight_forms import WEIGHTS, check_known, write_form
@@ -237,8 +237,7 @@ def _refuse_nonfinite(file: Path, network: Any) -> None:
     """Outputs of damaged weights equal themselves, and would pass every comparison. Buffers may hold infinity."""
     found = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
     if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise InputError(f"{file}: {found[0]}{more} holds NaN or infinity", DAMAGED)
+        raise damaged(file, found, "NaN or infinity")
 
 
 def _how_to_build(loaded: Any) -> str:

@@ -23,7 +23,7 @@ from compress_cli.checkpoint.inputs import InputSpec, default_inputs, example_in
 from compress_cli.checkpoint.matching import load_strictly
 from compress_cli.checkpoint.reading import RawCheckpoint, read_tensors
 from compress_cli.checkpoint.sniff import Kind
-from compress_cli.errors import DAMAGED, InputError, UsageError
+from compress_cli.errors import InputError, UsageError, damaged
 
 PLAN_BUILDERS: dict[str, str | None] = {
     "magnitude": None,
@@ -117,8 +117,7 @@ def refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
     small = ((name, tensor) for name, tensor in tensors.items() if tensor.dim() < 2 and tensor.dtype in _FLOATS)
     found = [name for name, tensor in small if bool(tensor.isnan().any())]
     if found:
-        more = f" and {len(found) - 3} more tensors" if len(found) > 3 else ""
-        raise InputError(f"{file}: {', '.join(found[:3])}{more} holds NaN", DAMAGED)
+        raise damaged(file, found, "NaN")
 
 
 def require_stored_consent(file: Path, raw: RawCheckpoint, confirmed: Architecture | None = None) -> None:
