@@ -31,8 +31,7 @@ def report(runs: Runs, html: Html = None, markdown: Markdown = None, json: o.Jso
     """Show what a run measured; several runs are put side by side."""
     from compress_cli.checking import read_report
     from compress_cli.render import markdown as md
-    from compress_cli.render import words
-    from compress_cli.render.text import render_report, table
+    from compress_cli.render.text import render_report, side_by_side
 
     if json and markdown == "-":
         raise UsageError("--json and --markdown - both want stdout", "write the Markdown to a file")
@@ -54,7 +53,7 @@ def report(runs: Runs, html: Html = None, markdown: Markdown = None, json: o.Jso
         out.result({"schema_version": 1, "ok": True, "runs": [item.to_dict() for item in reports]}, lambda _: None)
     elif html is None and markdown is None:
         if len(reports) > 1:
-            out.result({}, lambda console: console.print(table(words.comparison(reports))))
+            out.result({}, lambda console: side_by_side(reports, console))
         else:
             out.result({}, lambda console: render_report(reports[0], console))
     else:

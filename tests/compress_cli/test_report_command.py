@@ -12,6 +12,8 @@ import pytest
 
 from compress_cli.app import run
 from compress_cli.render import html
+from compress_cli.render.text import fitting
+from compress_cli.render.words import Rows
 from compress_cli.report import LayerRow, RunReport, Skipped
 from tests.reports import make_report
 
@@ -103,6 +105,21 @@ def test_several_runs_are_put_side_by_side(folder: Path, capsys: pytest.CaptureF
     assert run(["report", str(folder), str(folder / "report.json")]) == 0
     assert "Side by side" in capsys.readouterr().out
     assert "Side by side" in html.render([full_report(), full_report()])
+
+
+def test_nine_runs_fit_into_eighty_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", *[str(folder)] * 9]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("Side by side" in line for line in lines) > 1
+    assert sum(line.count("5.00 k") for line in lines) == 9
+
+
+def test_tables_are_split_without_losing_a_column() -> None:
+    rows = Rows("t", ("", "aaaa", "bbbb", "c"), (("label", "1", "2", "33333"),))
+    assert [part.columns for part in fitting(rows, 17)] == [("", "aaaa", "bbbb"), ("", "c")]
+    assert [part.columns for part in fitting(rows, 24)] == [rows.columns]
+    assert [part.cells for part in fitting(rows, 1)] == [(("label", cell),) for cell in ("1", "2", "33333")]
 
 
 def test_a_missing_run_is_an_input_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
