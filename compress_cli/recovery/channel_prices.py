@@ -3,8 +3,9 @@
 Removing the columns B of a layer's input, when the other columns make up for it, adds w_B' ([G^-1]_BB)^-1 w_B to the
 squared error of each output (Hassibi and Stork 1993, for blocks). Each group is emptied greedily, the cheapest unit
 first, with weights and inverse brought up to date after each, so that a unit's price is what it adds to those already
-gone; all layers that read the group's channels count. Prices are weighted by how much the network's outputs feel each
-layer's output, and divided by the MACs that the unit saves.
+gone; all layers that read the group's channels count, each weighted by how much the network's outputs feel its own.
+Half way the network is run with the compensated weights: what the outputs then show, over what the prices say, is the
+factor for the group's prices (`reaction.py`). Last they are divided by the MACs that the unit saves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from compress_cli.recovery.images import arrange
 from compress_cli.recovery.jobs import output_offset
 from compress_cli.recovery.normal import NormalEquations
+from compress_cli.recovery.reaction import Reaction
 from compress_cli.recovery.routine import SENSITIVE_IMAGES, RecoveryOptions
 from compress_cli.recovery.sampling import sampled_patches
 from compress_cli.recovery.sensitivity import sensitivities
@@ -30,6 +32,8 @@ from pruners.channels import CostModel, Group, Groups
 RIDGE = 1e-3
 """Relative to the diagonal of the Gram matrix."""
 ROWS = 20_000
+MEASURED_IMAGES = 128
+"""Images on which each group is measured."""
 
 
 @dataclass(slots=True)
@@ -108,11 +112,11 @@ def channel_prices(
         stream.settle({later.node for later in wanted[place:]})
         if call.weight not in readers:
             readers[call.weight] = _reader(traced, stream, call, feelings[call.weight], options, generator)
-    cost = CostModel(groups)
+    cost, reaction = CostModel(groups), Reaction(traced, parts[: max(MEASURED_IMAGES // images.size, 1)])
     found = []
     for place, group in enumerate(groups.groups):
         saved = [max(cost.saving(place, unit).macs, 1) for unit in range(group.units)]
-        found.append(_prices(group, traced, readers) / np.asarray(saved, dtype=np.float64))
+        found.append(_prices(group, traced, readers, reaction) / np.asarray(saved, dtype=np.float64))
     return found
 
 
@@ -136,24 +140,27 @@ def _reader(
     return Reader(torch.linalg.inv(gram), matrix, feeling.reshape(-1).to(matrix), area)
 
 
-def _prices(group: Group, traced: Traced, readers: dict[str, Reader]) -> NDArray[np.float64]:
+def _prices(group: Group, traced: Traced, readers: dict[str, Reader], reaction: Reaction) -> NDArray[np.float64]:
     """Empty one group greedily: price of each unit at its turn, never below an earlier one's."""
     dims = {call.weight: 0 if call.geometry.kind == "transposed" else 1 for call in traced.calls()}
     reading = [
-        (readers[member.tensor], readers[member.tensor].columns(member.index))
+        (member.tensor, readers[member.tensor], readers[member.tensor].columns(member.index))
         for member in group.members
         if member.tensor in readers and member.dim == dims[member.tensor]
     ]
     prices = np.zeros(group.units)
-    alive, highest = list(range(group.units)), 0.0
-    device = next((reader.weights.device for reader, _ in reading), torch.device("cpu"))
+    alive, highest, spent, factor = list(range(group.units)), 0.0, 0.0, 1.0
+    device = next((reader.weights.device for _, reader, _ in reading), torch.device("cpu"))
     while alive:
         none = torch.zeros(len(alive), dtype=torch.float64, device=device)
-        now = sum((reader.prices(columns[alive]) for reader, columns in reading), none)
+        now = sum((reader.prices(columns[alive]) for _, reader, columns in reading), none)
         cheapest = int(now.argmin())
+        spent += float(now[cheapest])
         highest = max(highest, float(now[cheapest]))
         unit = alive.pop(cheapest)
         prices[unit] = highest
-        for reader, columns in reading:
+        for _, reader, columns in reading:
             reader.remove_(columns[unit])
-    return prices
+        if len(alive) == group.units // 2:
+            factor = reaction.factor(spent, {name: reader.weights.unsqueeze(0) for name, reader, _ in reading})
+    return prices * factor
