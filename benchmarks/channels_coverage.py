@@ -2,6 +2,7 @@
 
     python benchmarks/channels_coverage.py [--minutes 14]           # all builders, small ones first; resumes
     python benchmarks/channels_coverage.py resnet18 vit_b_32        # these, again
+    python benchmarks/channels_coverage.py --proofs                 # those that lack the newest proof; ONNX as recorded
 
 For each builder, in a child forked from a process that has imported torch: random seeded weights of unit gain with
 random vectors and statistics; mean squared slices over the group mean, half of all units, at least a tenth of each
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "channels_coverage.json"
 sys.path.insert(0, str(ROOT))
 
+NEWEST = "masked train forward"
+"""The proof that rows of early runs lack."""
 VIDEO = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
 DETECTORS = ("rcnn", "retinanet", "fcos", "ssd")
 SIZES = {"inception": 299, "maxvit": 224, "raft": 128, "vit_h": 56, "s3d": 224, "mvit": 224}
@@ -46,16 +49,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="start no builder after this time")
     parser.add_argument("--cpu-seconds", type=int, default=400, help="of one builder")
     parser.add_argument("--failed", action="store_true", help="measure the failed ones again")
+    parser.add_argument("--proofs", action="store_true", help="cut and prove anew what lacks the newest proof")
     arguments = parser.parse_args()
     known = json.loads(RESULTS.read_text())["builders"] if RESULTS.exists() else {}
     begin = time.monotonic()
     for name in arguments.names or builders():
-        done = name in known and not (arguments.failed and known[name].get("failed"))
+        recorded = known.get(name, {})
+        done = name in known and not (arguments.failed and recorded.get("failed"))
+        anew = arguments.proofs and "onnx" in recorded
+        done = done and not (anew and all(proof["name"] != NEWEST for proof in recorded["proofs"]))
         if done and not arguments.names:
             continue
         if time.monotonic() - begin > 60 * arguments.minutes:
             break
-        known[name] = row = in_child(name, arguments.cpu_seconds)
+        known[name] = row = in_child(name, arguments.cpu_seconds, recorded if anew else None)
         print(name, row.get("failed") or _line(row), flush=True)
         save(known)
     print(summary(known))
@@ -83,8 +90,8 @@ def builders() -> list[str]:
     return sorted(floating_builders(), key=lambda name: (size(name), name))
 
 
-def in_child(name: str, cpu_seconds: int) -> dict[str, Any]:
-    """Measure one builder in a forked process with a limit on its CPU seconds."""
+def in_child(name: str, cpu_seconds: int, recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure one builder in a forked process with a limit on its CPU seconds; ONNX as `recorded`, if given."""
     with tempfile.TemporaryDirectory() as folder:
         found, begin = Path(folder) / "row.json", time.monotonic()
         child = os.fork()
@@ -92,7 +99,7 @@ def in_child(name: str, cpu_seconds: int) -> dict[str, Any]:
             code = 1
             try:
                 resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 5))
-                found.write_text(json.dumps(measure(name, Path(folder))))
+                found.write_text(json.dumps(measure(name, Path(folder), recorded)))
                 code = 0
             except Exception as error:
                 found.write_text(json.dumps({"failed": f"{type(error).__name__}: {error}"[:500]}))
@@ -108,7 +115,7 @@ def in_child(name: str, cpu_seconds: int) -> dict[str, Any]:
         return {**row, "wall_s": round(time.monotonic() - begin, 1)}
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def measure(name: str, folder: Path, recorded: dict[str, Any] | None) -> dict[str, Any]:
     """Everything about one model, in this process."""
     import torch
 
@@ -133,8 +140,10 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     clock("cut_and_proof")
     cut = peak_mib()
     plan, cost = fitted.plan, CostModel(groups)
-    onnx = exported(fitted.model, inputs, folder)
+    onnx = exported(fitted.model, inputs, folder) if recorded is None else recorded["onnx"]
     clock("onnx")
+    if recorded is not None and recorded["removed"] != plan.units_removed:
+        raise RuntimeError(f"{plan.units_removed} units go now, {recorded['removed']} in the file that was compared")
     return {
         "tier": plan.tier,
         "why_not_lower": list(fitted.refused),
@@ -150,7 +159,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "onnx": onnx,
         "not_zeroing": list(plan.not_zeroing),
         "notes": list(plan.warnings),
-        "cpu_s": clock.seconds(),
+        "cpu_s": clock.seconds({} if recorded is None else {"onnx": recorded["cpu_s"]["onnx"]}),
         "extra_mib": {"analysis": analysed - before, "cut_and_proof": cut - before},
     }
 
@@ -172,9 +181,10 @@ class Clock:
         self.parts[part] = round(now - self.last, 2)
         self.last = now
 
-    def seconds(self) -> dict[str, float]:
-        """All parts and their sum."""
-        return {**self.parts, "all": round(self.last - self.begin, 2)}
+    def seconds(self, recorded: dict[str, float]) -> dict[str, float]:
+        """All parts and their sum; parts that were recorded before replace those of now."""
+        parts = {**self.parts, **recorded}
+        return {**parts, "all": round(sum(parts.values()), 2)}
 
 
 def peak_mib() -> int:

@@ -302,8 +302,9 @@ def _prices(session: Session, quality: Quality | None, module: nn.Module, groups
 
     if quality is None or not quality.can_recalibrate:
         raise InputError("there are no calibration images", "pass --calib DIR")
-    with recovery_errors():
-        return channel_prices(module, list(quality.calibration()), groups, seed=session.config.seed)
+    batches, seed = list(quality.calibration()), session.config.seed
+    with recovery_errors(), session.out.progress("Pricing channels") as bar:
+        return channel_prices(module, batches, groups, seed=seed, on_step=bar.update)
 
 
 def _selection(config: RunConfig) -> SelectionOptions:

@@ -22,7 +22,7 @@ from compress_cli.recovery.images import arrange
 from compress_cli.recovery.jobs import output_offset
 from compress_cli.recovery.normal import NormalEquations
 from compress_cli.recovery.reaction import Reaction
-from compress_cli.recovery.routine import SENSITIVE_IMAGES, RecoveryOptions
+from compress_cli.recovery.routine import SENSITIVE_IMAGES, RecoveryOptions, Step
 from compress_cli.recovery.sampling import sampled_patches
 from compress_cli.recovery.sensitivity import sensitivities
 from compress_cli.recovery.stream import Stream
@@ -84,6 +84,7 @@ def channel_prices(
     *,
     seed: int = 0,
     options: RecoveryOptions | None = None,
+    on_step: Step | None = None,
 ) -> list[NDArray[np.float64]]:
     """Score every unit of every group; higher is more important. See the module.
 
@@ -91,12 +92,12 @@ def channel_prices(
         dense: the network that was analysed; not changed.
         batches: unlabelled images.
         groups: from `pruners.channels.analyse`.
-        seed, options: as in `recover`.
+        seed, options, on_step: as in `recover`.
 
     Raises:
         NoImages, CannotTrace: as in `recover`.
     """
-    options = options or RecoveryOptions()
+    options, report = options or RecoveryOptions(), on_step or (lambda done, total, text: None)
     images = arrange(batches, options.batch_size, options.holdout, seed)
     device = next(dense.parameters()).device
     parts = [tuple(part.to(device) for part in batch) for batch in images.batches[: images.fitted]]
@@ -108,13 +109,16 @@ def channel_prices(
     read = {member.tensor for group in groups.groups for member in group.members}
     readers: dict[str, Reader] = {}
     wanted = [call for call in calls if call.weight in read]
+    steps = len(wanted) + len(groups.groups)
     for place, call in enumerate(wanted):
+        report(place, steps, call.weight)
         stream.settle({later.node for later in wanted[place:]})
         if call.weight not in readers:
             readers[call.weight] = _reader(traced, stream, call, feelings[call.weight], options, generator)
     cost, reaction = CostModel(groups), Reaction(traced, parts[: max(MEASURED_IMAGES // images.size, 1)])
     found = []
     for place, group in enumerate(groups.groups):
+        report(len(wanted) + place, steps, group.name)
         saved = [max(cost.saving(place, unit).macs, 1) for unit in range(group.units)]
         found.append(_prices(group, traced, readers, reaction) / np.asarray(saved, dtype=np.float64))
     return found
