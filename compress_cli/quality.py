@@ -232,7 +232,8 @@ class Quality:
         statistics = Calibration(split, used, self._batch_size(split), self.device)
         beside = nn.Identity() if teacher is None else teacher.network
         with placed(module, self.device), placed(beside, self.device):
-            record = reestimate_if_better_(module, statistics, losses, original=teacher, removed=removed)
+            original = None if teacher is None or _same_weights(module, teacher.network) else teacher
+            record = reestimate_if_better_(module, statistics, losses, original=original, removed=removed)
         judged = "tasks' loss" if labelled else "distance to the original's outputs"
         return {**record, "held_out": len(held_out), "judged_by": judged}
 
@@ -321,3 +322,9 @@ class Calibration:
         batch: Batch
         for batch in self._split.batches(self._pieces, device=self._device):
             yield batch.inputs
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether nothing was changed yet: then the statistics have not moved either."""
+    theirs = dict(other.named_parameters())
+    return all(name in theirs and torch.equal(value, theirs[name]) for name, value in one.named_parameters())

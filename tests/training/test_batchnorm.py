@@ -193,3 +193,26 @@ def test_the_originals_statistics_are_taken_once_and_put_back() -> None:
         reestimate_if_better_(trained(), seeded(2), lambda: answers.pop(0), original=original)
     assert len(passes) == 1
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_an_unchanged_network_is_not_compared_with_itself(
+    open_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statistics cannot have moved, so only averages are worth their two evaluations."""
+    from compress_cli import quality as under_test
+    from compress_cli.demo.train import train_original
+
+    given: list[Any] = []
+
+    def spy(*_: Any, original: Any, **__: Any) -> dict[str, Any]:
+        given.append(original)
+        return {"kept": False}
+
+    monkeypatch.setattr(under_test, "reestimate_if_better_", spy)
+    model, teacher = train_original(0, epochs=1), train_original(0, epochs=1)
+    with open_run() as (_, quality):
+        quality.reestimate_batchnorm_(model, teacher=quality.original(teacher))
+        with torch.no_grad():
+            model.conv2.weight[0] = 0.0
+        quality.reestimate_batchnorm_(model, teacher=quality.original(teacher))
+    assert [item is None for item in given] == [True, False]

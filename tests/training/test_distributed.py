@@ -144,14 +144,13 @@ from compress_cli.demo import task as demo
 
 class Dying:
     def __init__(self):
-        self.data, self.reads = Digits(test=False), 0
+        self.data = Digits(test=False)
         self.labels = self.data.labels[:240]
     def __len__(self):
         return 240
     def __getitem__(self, index):
-        self.reads += 1
-        # 600 reads are for the batch norms, 120 for each epoch
-        if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and self.reads > 760:
+        first = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first and os.path.exists("run/checkpoints/last.pt"):  # in the epoch after the first state was written
             os.kill(os.getpid(), signal.SIGKILL)
         return self.data[index]
 
