@@ -77,6 +77,10 @@ class Reader:
         self.inverse[:, columns] = 0.0
 
 
+Reading = list[tuple[str, Reader, Tensor]]
+"""Layers that read a group: weight, its reader, columns (units, size) of each unit."""
+
+
 def channel_prices(
     dense: nn.Module,
     batches: Sequence[Tensor | Sequence[Tensor]],
@@ -115,12 +119,17 @@ def channel_prices(
         stream.settle({later.node for later in wanted[place:]})
         if call.weight not in readers:
             readers[call.weight] = _reader(traced, stream, call, feelings[call.weight], options, generator)
-    cost, reaction = CostModel(groups), Reaction(traced, parts[: max(MEASURED_IMAGES // images.size, 1)])
-    found = []
-    for place, group in enumerate(groups.groups):
-        report(len(wanted) + place, steps, group.name)
-        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(group.units)]
-        found.append(_prices(group, traced, readers, reaction) / np.asarray(saved, dtype=np.float64))
+    cost = CostModel(groups)
+    reaction = Reaction(traced, parts[: max(MEASURED_IMAGES // images.size, 1)], options.memory)
+    readings = [_reading(group, traced, readers) for group in groups.groups]
+    first = {call.weight: place for place, call in reversed(list(enumerate(wanted)))}
+    order = sorted(range(len(readings)), key=lambda k: min((first[name] for name, _, _ in readings[k]), default=0))
+    found = [np.zeros(group.units) for group in groups.groups]
+    for done, place in enumerate(order):
+        report(len(wanted) + done, steps, groups.groups[place].name)
+        reaction.settle({name for later in order[done:] for name, _, _ in readings[later]})
+        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(len(found[place]))]
+        found[place] = _prices(len(saved), readings[place], reaction) / np.asarray(saved, dtype=np.float64)
     return found
 
 
@@ -144,16 +153,19 @@ def _reader(
     return Reader(torch.linalg.inv(gram), matrix, feeling.reshape(-1).to(matrix), area)
 
 
-def _prices(group: Group, traced: Traced, readers: dict[str, Reader], reaction: Reaction) -> NDArray[np.float64]:
-    """Empty one group greedily: price of each unit at its turn, never below an earlier one's."""
+def _reading(group: Group, traced: Traced, readers: dict[str, Reader]) -> Reading:
     dims = {call.weight: 0 if call.geometry.kind == "transposed" else 1 for call in traced.calls()}
-    reading = [
+    return [
         (member.tensor, readers[member.tensor], readers[member.tensor].columns(member.index))
         for member in group.members
         if member.tensor in readers and member.dim == dims[member.tensor]
     ]
-    prices = np.zeros(group.units)
-    alive, highest, spent, factor = list(range(group.units)), 0.0, 0.0, 1.0
+
+
+def _prices(units: int, reading: Reading, reaction: Reaction) -> NDArray[np.float64]:
+    """Empty one group greedily: price of each unit at its turn, never below an earlier one's."""
+    prices = np.zeros(units)
+    alive, highest, spent, factor = list(range(units)), 0.0, 0.0, 1.0
     device = next((reader.weights.device for _, reader, _ in reading), torch.device("cpu"))
     while alive:
         none = torch.zeros(len(alive), dtype=torch.float64, device=device)
@@ -165,6 +177,6 @@ def _prices(group: Group, traced: Traced, readers: dict[str, Reader], reaction: 
         prices[unit] = highest
         for _, reader, columns in reading:
             reader.remove_(columns[unit])
-        if len(alive) == group.units // 2:
+        if len(alive) == units // 2:
             factor = reaction.factor(spent, {name: reader.weights.unsqueeze(0) for name, reader, _ in reading})
     return prices * factor

@@ -9,7 +9,7 @@ derivatives are therefore brought into one currency by running the network with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,15 +27,20 @@ class Reaction:
 
     Args:
         batches: of the traced batch size, on the network's device.
+        budget: bytes of values kept between layers, see `settle`.
     """
 
-    def __init__(self, traced: Traced, batches: Sequence[Batch]) -> None:
+    def __init__(self, traced: Traced, batches: Sequence[Batch], budget: int) -> None:
         self.traced = traced
-        self.stream = Stream(traced, batches, 0, batches[0][0].device)
+        self.stream = Stream(traced, batches, budget, batches[0][0].device)
         self.before = [self.stream.outputs(index) for index in range(len(batches))]
         self.calls: dict[str, list[Call]] = {}
         for call in traced.calls():
             self.calls.setdefault(call.weight, []).append(call)
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Only layers with these weights will be changed from now on: what lies before them runs no more."""
+        self.stream.settle({call.node for name in names for call in self.calls[name]})
 
     def error(self, changed: Mapping[str, Tensor]) -> float:
         """Squared distance of the outputs relative to their spread, with these weights in place of the stored ones.

@@ -18,7 +18,7 @@ from tests.recovery.nets import Residual, images, randomise
 
 
 def reaction(net: nn.Module, x: Tensor) -> Reaction:
-    return Reaction(trace(net, (x[:20],)), [(part,) for part in x.split(20)])
+    return Reaction(trace(net, (x[:20],)), [(part,) for part in x.split(20)], 1 << 20)
 
 
 def test_an_error_is_that_of_a_network_with_these_weights_and_nothing_stays() -> None:
@@ -40,6 +40,8 @@ def test_an_error_is_that_of_a_network_with_these_weights_and_nothing_stays() ->
     assert found.error(matrices) == pytest.approx(wanted, rel=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert found.error({}) == 0.0
+    found.settle(matrices)
+    assert found.error(matrices) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_failed_measurement_leaves_the_network_as_it_was() -> None:
