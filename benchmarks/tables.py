@@ -77,6 +77,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "oneshot.json": quality.oneshot,
     "selection.json": cost.selection,
     "packing_tiers.json": cost.packing,
+    "packing_memory.json": cost.packing_memory,
     "tiers_cifar.json": quality.tiers,
     "channels_oneshot.json": quality.channels_oneshot,
     "channels_latency.json": cost.channels_latency,

@@ -45,7 +45,7 @@ __all__ = ["TIERS", "PackResult", "PackedTensor", "folded", "pack", "tier_code"]
 
 LEAST_OPSET = 13
 LARGE = 500_000_000  # bytes of packed weights from which on a note tells what loading takes
-LOAD_MEMORY_OF_LAYERS = 5.3  # peak of ONNX Runtime 1.32 over the packed weights of a ViT-B/16, 346 MB in 64 tensors
+LOAD_MEMORY_OF_LAYERS = 4.7  # ONNX Runtime 1.32, ViT-B/16 and ResNet-50 (benchmarks/packing_memory.py)
 LOAD_MEMORY = 4.3  # peak of ONNX Runtime 1.32 over the size of a 411 MB layer in one piece (dense: 2.0)
 MARK = "compress.weights"  # metadata key that names the tier of a packed file
 TIERS = ("packed", *(f"packed-{code}" for code in ("fp16", *VALUE_CODES[2:])))
@@ -186,7 +186,7 @@ def _packed(source: Path, target: Path, tier: str, wishes: _Wishes, check: bool)
     if whole >= LARGE:
         notes.append(
             f"while a runtime loads the file it unpacks {whole / 1e6:,.0f} MB of weights, for which ONNX Runtime takes "
-            f"about {LOAD_MEMORY_OF_LAYERS} times as much memory (dense: 2): --weights dense where that is too much"
+            f"about {LOAD_MEMORY_OF_LAYERS} times as much memory (dense: 1.4 to 2.7): --weights dense where that is too much"
         )
     changed = bool(tensors)
     graph_bytes = 0

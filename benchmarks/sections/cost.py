@@ -50,6 +50,17 @@ def packing(document: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def packing_memory(document: dict[str, Any]) -> Iterator[str]:
+    """Peaks of packing and loading whole networks."""
+    for name, row in document["networks"].items():
+        loading = row["loading"]
+        yield (
+            f"Memory of {name} ({row['dense_bytes'] / 1e6:.0f} MB dense, {row['packed_bytes'] / 1e6:.0f} MB packed), "
+            f"times the dense size (`benchmarks/packing_memory.py`): packing {row['packing']:.1f}, loading the dense "
+            f"file {loading['dense']:.1f}, the packed one {loading['packed']:.1f}."
+        )
+
+
 def _packed(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
