@@ -186,7 +186,8 @@ def _packed(source: Path, target: Path, tier: str, wishes: _Wishes, check: bool)
     if whole >= LARGE:
         notes.append(
             f"while a runtime loads the file it unpacks {whole / 1e6:,.0f} MB of weights, for which ONNX Runtime takes "
-            f"about {LOAD_MEMORY_OF_LAYERS} times as much memory (dense: 1.4 to 2.7): --weights dense where that is too much"
+            f"about {LOAD_MEMORY_OF_LAYERS} times as much memory (dense: 1.4 to 2.7): "
+            "--weights dense where that is too much"
         )
     changed = bool(tensors)
     graph_bytes = 0
