@@ -22,7 +22,7 @@ from compress_cli.version import __version__
 from compress_cli.weight_forms import WEIGHTS, check_known
 
 Scope = Literal["global", "layer", "isomorphic"]
-Score = Literal["magnitude", "lamp", "erk", "l1", "bn", "fpgm", "taylor", "fisher", "recovery"]
+Score = Literal["magnitude", "lamp", "erk", "l1", "bn", "fpgm", "taylor", "fisher", "measured", "recovery"]
 Search = Literal["path", "sweep"]
 Schedule = Literal["one-shot", "gradual", "st3", "acdc"]
 

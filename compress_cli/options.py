@@ -55,8 +55,9 @@ ScoreOption = Annotated[
     str | None,
     option(
         "--score",
-        help="magnitude, lamp, erk or recovery; channels: magnitude, l1, bn, lamp, fpgm, taylor, fisher or recovery. "
-        "recovery (with --calib): what removal costs after the rest made up for it. Default magnitude.",
+        help="magnitude, lamp, erk or recovery; channels: magnitude, l1, bn, lamp, fpgm, taylor, fisher, measured or "
+        "recovery. measured: magnitude times what the outputs show. recovery (with --calib): what removal costs after "
+        "the rest made up for it. Default magnitude.",
         panel=SELECT,
     ),
 ]

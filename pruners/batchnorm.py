@@ -191,6 +191,14 @@ def shift_(
     return True
 
 
+def use_batch_statistics_(model: nn.Module) -> None:
+    """Let batch norms normalise by the batch, without touching their running values; the rest stays in eval mode."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.train()
+            module.momentum = 0.0
+
+
 def _named(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
     return [
         (name, layer)

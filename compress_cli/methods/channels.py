@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from compress_cli.errors import InputError, UsageError, VerificationError
+from compress_cli.errors import UsageError, VerificationError
 from compress_cli.methods.base import BUG, Measured, compare_counts
+from compress_cli.methods.channel_scores import Scorer, check_score
 from compress_cli.methods.device_limits import cut_for_device, device_asked, limit_asked
 from compress_cli.methods.file_limits import check_file_limits, cut_for_file, file_limit
 from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import channel_errors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from compress_cli.checkpoint import LoadedModel
     from compress_cli.config import RunConfig
     from compress_cli.quality import Quality
     from compress_cli.quantities import Limit
     from compress_cli.session import Session
-    from pruners.channels import Budget, ChannelsPlan, Fitted, Groups, ScoreOptions, SelectionOptions
-
-RECOVERY = "recovery"
-"""The score that `pruners` does not have: prices after compensation, from images."""
+    from pruners.channels import Budget, ChannelsPlan, Fitted, Groups, SelectionOptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,16 +66,8 @@ class Channels:
         if config.schedule != "one-shot":
             raise UsageError(f"--schedule {config.schedule} is for magnitude pruning", "drop --schedule")
         with channel_errors():
-            from pruners.channels.scores import NEEDS_GRADIENTS
-
-            score, _ = _score_options(config), _selection(config)
-        if config.score == RECOVERY and not config.calib:
-            raise UsageError(
-                "--score recovery is measured on images, and the weights that stay are solved on them",
-                "add --calib DIR with a few hundred unlabelled images",
-            )
-        if score.score in NEEDS_GRADIENTS and not (config.calib or config.data or config.task):
-            raise UsageError(f"the {score.score} score is measured on images", "add --calib DIR, or --data or --task")
+            _selection(config)
+            check_score(config)
 
     def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Decision:
         """Group, score, choose to the budget, and find the gentlest cut that can be proved.
@@ -87,7 +77,7 @@ class Channels:
             UnsupportedModelError: the network cannot be traced, or nothing may go.
             VerificationError: no way of cutting could be proved.
         """
-        from pruners.channels import CostModel, analyse, fit, score
+        from pruners.channels import CostModel, analyse, fit
         from pruners.channels import plan as choose_plan
 
         assert loaded.module is not None  # the pipeline has seen to both
@@ -98,34 +88,15 @@ class Channels:
             groups: Groups = session.shared.once(
                 key, lambda: analyse(module, inputs, ignore=config.ignore, only=config.only)
             )
-        options, selection = _score_options(config), _selection(config)
-        priced = config.score == RECOVERY
-        with session.stage("scores"):
-            gradients = None if priced else _gradients(quality, module, options.score)
+        selection, scorer = _selection(config), Scorer(session, quality, module)
         whole = CostModel(groups)
         budget, limits = _budget(config, whole)
-        known: list[tuple[Groups, Any]] = []  # scores of an analysis, for repeated cuts
-        recorded = {
-            "score": RECOVERY if priced else options.score,
-            "normalise": "none" if priced else options.normaliser,
-        }
-
-        def values(found: Groups) -> Any:
-            for groups_scored, scores in known:
-                if groups_scored is found:
-                    return scores
-            scores = (
-                _prices(session, quality, module, found)
-                if priced
-                else score(module, found, options, gradients=gradients)
-            )
-            known.append((found, scores))
-            return scores
 
         def cut(most: Budget) -> Fitted:
-            return fit(
-                module, inputs, groups, lambda found: choose_plan(found, values(found), most, selection, more=recorded)
-            )
+            def choose(found: Groups) -> ChannelsPlan:
+                return choose_plan(found, scorer(found), most, selection, more=scorer.recorded)
+
+            return fit(module, inputs, groups, choose)
 
         with channel_errors(), session.stage("cut", "Cutting and proving"):
             if limit_asked(config):
@@ -285,28 +256,6 @@ def note_uneven_widths(session: Session, plan: ChannelsPlan) -> None:
         )
 
 
-def _score_options(config: RunConfig) -> ScoreOptions:
-    from pruners.channels import ScoreOptions
-
-    return ScoreOptions("magnitude" if config.score == RECOVERY else config.score)  # type: ignore[arg-type]
-
-
-def _prices(session: Session, quality: Quality | None, module: nn.Module, groups: Groups) -> Any:
-    """What the removal of each channel costs after recovery.
-
-    Raises:
-        InputError: there are no calibration images.
-    """
-    from compress_cli.recovering import recovery_errors
-    from compress_cli.recovery.channel_prices import channel_prices
-
-    if quality is None or not quality.can_recalibrate:
-        raise InputError("there are no calibration images", "pass --calib DIR")
-    batches, seed = list(quality.calibration()), session.config.seed
-    with recovery_errors(), session.out.progress("Pricing channels") as bar:
-        return channel_prices(module, batches, groups, seed=seed, on_step=bar.update)
-
-
 def _selection(config: RunConfig) -> SelectionOptions:
     from pruners.channels import SelectionOptions
 
@@ -320,63 +269,3 @@ def _budget(config: RunConfig, cost: Any) -> tuple[Budget, tuple[Limit, ...]]:
     limits = tuple(limit for limit in config.limits() if limit.kind in ("macs", "params"))
     bounds = {limit.kind: floor(limit.bound(getattr(cost, limit.kind)) or 0) for limit in limits}
     return Budget(bounds.get("params"), bounds.get("macs")), limits
-
-
-def _gradients(quality: Quality | None, module: nn.Module, score: str) -> dict[str, Tensor] | None:
-    """What the score needs of the images; None for scores that look at weights only.
-
-    Raises:
-        InputError: there are no calibration images.
-    """
-    from pruners.channels import mean_gradients, mean_squared_gradients
-    from pruners.channels.scores import NEEDS_GRADIENTS
-
-    if score not in NEEDS_GRADIENTS:
-        return None
-    if quality is None or not quality.can_recalibrate:
-        raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
-    batches, loss = _batches(quality, one_by_one=score == "fisher"), _loss(quality)
-    with channel_errors():
-        return (mean_squared_gradients if score == "fisher" else mean_gradients)(module, batches, loss)
-
-
-def _batches(quality: Quality, *, one_by_one: bool) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(inputs, target) per batch, or per sample."""
-    from torch.utils import _pytree as pytree
-
-    for batch in quality.calibration_batches():
-        if not one_by_one:
-            yield tuple(item.cpu() for item in batch.inputs), pytree.tree_map(_on_cpu, batch.target)
-            continue
-        for place in range(len(batch)):
-            inputs = tuple(item[place : place + 1].cpu() for item in batch.inputs)
-            yield inputs, pytree.tree_map(lambda x, p=place: _on_cpu(x)[p : p + 1], batch.target)
-
-
-def _on_cpu(item: Any) -> Any:
-    return item.cpu() if hasattr(item, "cpu") else item
-
-
-def _loss(quality: Quality) -> Any:
-    """The tasks' loss; without labels the loss against the network's own most likely class, or output energy."""
-    import torch
-    import torch.nn.functional as F
-
-    from exporters.outputs import flatten_outputs
-
-    labelled = quality.data.calib_labelled and bool(quality.tasks)
-
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, target = batch
-        outputs = flatten_outputs(model(*inputs))
-        if labelled:
-            parts = [task.weight * task.losses(outputs, target).nanmean() for task in quality.tasks]
-        else:
-            parts = [
-                F.cross_entropy(value, value.detach().argmax(1)) if value.dim() > 1 else value.square().mean()
-                for value in outputs.values()
-                if value.is_floating_point()
-            ]
-        return torch.stack(parts).sum()
-
-    return loss

@@ -125,7 +125,11 @@ class Pagcp(Channels):
         options = _options(config, limit, tuple(data.floors), groups, _batch_statistics(quality, data))
         before = quality.original(module)
         bars: dict[str, Any] = {}
-        titles = {"sensitivity": "Sensitivity of each group", "search": "Searching under the tasks' limits"}
+        titles = {
+            "sensitivity": "Sensitivity of each group",
+            "measured": "Measuring each group",
+            "search": "Searching under the tasks' limits",
+        }
 
         def on_step(part: str, done: int, total: int) -> None:
             if part not in bars:

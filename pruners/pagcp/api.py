@@ -10,6 +10,7 @@ from torch import nn
 
 from pruners.channels import ChannelsPlan, CostModel, Groups, NothingToRemove, analyse
 from pruners.channels.errors import BadChannelOptions
+from pruners.channels.measured import factors, first_batches
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.oracle import Oracle, make_oracle, reestimate_batchnorm_
 from pruners.pagcp.path import Cut, Progress, cut_path
@@ -111,6 +112,9 @@ def search(
     clock.lap("sensitivity")
     cut: Cut | Swept
     if options.search == "path":
+        if options.measured:
+            scores = in_one_currency(oracle, scores, _named(on_step, "measured"))
+            clock.lap("measured")
         cut = cut_path(oracle, make_path(groups, scores, options), options, _named(on_step, "search"))
     else:
         fixed = None if options.ranking == "l1" else scores
@@ -146,6 +150,13 @@ def _scores(model: nn.Module, groups: Groups, data: TaskData, options: PagcpOpti
         return l1_scores(model, groups)
     oracle.effort.gradient_passes += 1
     return worst_task(fisher_scores(model, groups, data))
+
+
+def in_one_currency(oracle: Oracle, scores: Scores, on_step: Progress | None = None) -> Scores:
+    """Scores times what the outputs show when half of each group is off (`pruners.channels.measured`)."""
+    count = first_batches(oracle.data.batches)
+    found = factors(scores, lambda removal: oracle.outputs(removal, count), on_step)
+    return [values * factor for values, factor in zip(scores, found, strict=True)]
 
 
 def _check_tasks(options: PagcpOptions, losses: Losses) -> None:

@@ -36,6 +36,7 @@ class PagcpOptions:
         round_rise: sweep: the bound D of every round when no constraint is given.
         z: paired sequential test, rejects and accepts at so many standard errors; None: every sample every time.
         cache_bytes: memory for outputs that a candidate does not change; 0 turns the cache off.
+        measured: path: scores are multiplied by what the outputs show when half of a group is off; False: as they are.
         probe: share of a group's channels that the sensitivity table removes; 0: no table.
     """
 
@@ -53,6 +54,7 @@ class PagcpOptions:
     round_rise: float = 0.5
     z: float | None = 3.0
     cache_bytes: int = 1 << 30
+    measured: bool = True
     probe: float = 0.3
 
     def __post_init__(self) -> None:

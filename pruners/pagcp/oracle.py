@@ -8,18 +8,17 @@ measures mostly the shift of statistics that re-estimation removes (specs/pagcp.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruners.batchnorm import averaging
+from pruners.batchnorm import averaging, use_batch_statistics_
 from pruners.channels import Groups
-from pruners.pagcp.masking import Masker, Removal
+from pruners.channels.masking import Masker, Removal
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.replay import Replay, Unsteady
 from pruners.pagcp.tasks import Losses, TaskData, joined, of_batch, rises
@@ -87,6 +86,12 @@ class Oracle:
         with self.masker.without(removal):
             return joined([self._batch(number, changed) for number in range(len(self.data.batches))])
 
+    def outputs(self, removal: Removal, batches: int) -> list[Any]:
+        """Outputs of the first batches with these units off besides those already off."""
+        changed = self._changed(removal)
+        with self.masker.without(removal), torch.no_grad():
+            return [self._run(number, changed, _forward) for number in range(batches)]
+
     def judge(self, removal: Removal, bounds: Mapping[str, float], *, complete: bool = False) -> Verdict:
         """Whether every task stays within 1 + bound of the reference.
 
@@ -136,15 +141,18 @@ class Oracle:
         return names
 
     def _batch(self, number: int, changed: set[str]) -> Losses:
+        found: Losses = self._run(number, changed, of_batch)
+        self.effort.samples += len(next(iter(found.values())))
+        return found
+
+    def _run(self, number: int, changed: set[str], of: Callable[[TaskData, nn.Module, Any], Any]) -> Any:
         batch, share = self.data.batches[number], 1 / len(self.data.batches)
         try:
             with self.replay.running(number, batch, changed, share):
-                found = of_batch(self.data, self.model, batch)
+                return of(self.data, self.model, batch)
         except Unsteady:
             with self.replay.running(number, batch, changed, share):
-                found = of_batch(self.data, self.model, batch)
-        self.effort.samples += len(next(iter(found.values())))
-        return found
+                return of(self.data, self.model, batch)
 
     def _sequential(self, losses: Losses, bounds: Mapping[str, float]) -> bool | None:
         assert self.z is not None
@@ -163,6 +171,10 @@ class Oracle:
                 return False
             below = below and middle + self.z * error < 0
         return True if below else None
+
+
+def _forward(data: TaskData, model: nn.Module, batch: Any) -> Any:
+    return data.forward(model, batch)
 
 
 def make_oracle(
@@ -184,11 +196,3 @@ def reestimate_batchnorm_(model: nn.Module, data: TaskData) -> None:
     with averaging(model):
         for batch in data.batches:
             data.forward(model, batch)
-
-
-def use_batch_statistics_(model: nn.Module) -> None:
-    """Let batch norms normalise by the batch, without touching their running values; the rest stays in eval mode."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.train()
-            module.momentum = 0.0

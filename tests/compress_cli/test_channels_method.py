@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import compress_cli
 from compress_cli.app import run
+from tests.recovery.nets import images
 
 NET = """
 import torch
@@ -94,6 +96,18 @@ def test_flags_reach_the_selection(files: Path) -> None:
     assert min(model.conv.out_channels, model.conv2.out_channels) >= 8
 
 
+def test_the_measured_score_looks_at_images_and_is_recorded(files: Path) -> None:
+    Path("images").mkdir()
+    for number, image in enumerate(images(24)):
+        pixels = (image.permute(1, 2, 0) * 60 + 128).clamp(0, 255).to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(Path("images", f"{number}.png"))
+    assert prune("--max-flops", "50%", "--score", "measured", "--calib", "images", "--preprocess", "none") == 0
+    found = report()
+    assert found["achieved"][0]["count"] <= DENSE_MACS // 2
+    assert found["proof"]["passed"]
+    assert json.loads(Path("run", "plan.json").read_text())["options"]["score"] == "measured"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -102,6 +116,7 @@ def test_flags_reach_the_selection(files: Path) -> None:
         (["--max-flops", "50%", "--sparsity", "0.5"], "magnitude pruning"),
         (["--max-flops", "50%", "--score", "erk"], "erk"),
         (["--max-flops", "50%", "--score", "taylor"], "--calib"),
+        (["--max-flops", "50%", "--score", "measured"], "--calib"),
         (["--max-flops", "50%", "--min-channels", "many"], "min_channels"),
         (["--max-flops", "50%", "--ignore", "con3"], "conv"),
         (["--max-flops", "1%"], "--max-flops"),

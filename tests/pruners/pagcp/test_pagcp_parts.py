@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruners.channels import Groups, analyse, make_plan, masked
+from pruners.channels.masking import Masker
 from pruners.pagcp import (
     PagcpOptions,
     TaskData,
@@ -23,7 +24,6 @@ from pruners.pagcp import (
     reestimate_batchnorm_,
     worst_task,
 )
-from pruners.pagcp.masking import Masker
 from pruners.pagcp.options import floor_of, most_removed
 from pruners.pagcp.tasks import rise
 from tests.pruners.pagcp.pagcp_nets import TwoHeads, two_head_data, two_heads

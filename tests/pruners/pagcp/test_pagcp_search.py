@@ -145,7 +145,13 @@ def test_cache_and_sequential_test_change_the_cost_and_not_the_decisions(
     judged = two_head_data(net, samples=320, batch=20)
     judged = dataclasses.replace(judged, floors=constant_floors(judged, net))
     plain = PagcpOptions(
-        max_rise={"label": 0.3, "map": 0.2}, search=search, z=None, cache_bytes=0, probe=0, batch_statistics=False
+        max_rise={"label": 0.3, "map": 0.2},
+        search=search,
+        z=None,
+        cache_bytes=0,
+        probe=0,
+        batch_statistics=False,
+        measured=False,
     )
     every = plan(net, EXAMPLE, judged, plain, groups=groups)
     cached = plan(net, EXAMPLE, judged, dataclasses.replace(plain, cache_bytes=1 << 28), groups=groups)

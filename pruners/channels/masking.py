@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pruners.channels import Group, Groups
 from pruners.channels.atoms import tensor_at
+from pruners.channels.groups import Group, Groups
 
 Removal = Mapping[int, Iterable[int]]
 """Group index -> its units that go."""
