@@ -56,8 +56,9 @@ ScoreOption = Annotated[
     option(
         "--score",
         help="magnitude, lamp, erk or recovery; channels: magnitude, l1, bn, lamp, fpgm, taylor, fisher, measured or "
-        "recovery. measured: magnitude times what the outputs show. recovery (with --calib): what removal costs after "
-        "the rest made up for it. Default magnitude.",
+        "recovery; pagcp: fisher, l1 or measured. measured: magnitude (pagcp: fisher) times what the outputs show when "
+        "half of a group is off. recovery (with --calib): what removal costs after the rest made up for it. Default "
+        "magnitude (pagcp: fisher).",
         panel=SELECT,
     ),
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils import _pytree as pytree
 
 from compress_cli.errors import InputError, UsageError
+from compress_cli.methods.channel_scores import MEASURED
 from compress_cli.methods.channels import Channels, note_uneven_widths
 from compress_cli.report import Gate
 from compress_cli.translate import channel_errors
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SMALLEST_BATCH = 32
 """Images that a batch must have for its own statistics to stand for the data's."""
-SCORES = {"magnitude": None, "fisher": "fisher", "l1": "l1"}
+SCORES = {"magnitude": None, "fisher": "fisher", "l1": "l1", MEASURED: "fisher"}
 """`--score` (its default means: the search's own) -> the library's name."""
 ROUNDS = 20
 """Sweeps at most on the way to a cost limit."""
@@ -89,11 +90,15 @@ class Pagcp(Channels):
         if config.rounds is not None and config.search == "path" and not config.reference:
             raise UsageError("--rounds is for --search sweep", "add --search sweep, or drop --rounds")
         if config.score not in SCORES:
-            raise UsageError(f"--score {config.score} is for other methods", "pagcp takes --score fisher or l1")
+            raise UsageError(
+                f"--score {config.score} is for other methods", "pagcp takes --score fisher, l1 or measured"
+            )
         if config.scope != "global":
             raise UsageError(f"--scope {config.scope} is for other methods", "drop --scope: pagcp ranks globally")
         if config.reference and config.score == "fisher":
             raise UsageError("--reference ranks by l1", "drop --score, or use --search sweep --score fisher")
+        if config.score == MEASURED and (config.reference or config.search == "sweep"):
+            raise UsageError("--score measured is for --search path", "drop --score, --reference and --search sweep")
         parse_rises(config.max_loss_rise)
 
     def plan(self, session: Session, loaded: LoadedModel, quality: Quality | None) -> Any:
@@ -227,6 +232,7 @@ def _options(
         "max_rise": {task: rise for task, rise in rises.items() if rise is not None},
         "batch_statistics": batch_statistics,
         "score": SCORES[config.score],
+        "measured": config.score == MEASURED,
         "min_channels": config.min_channels,
         "round_to": config.round_to,
     }

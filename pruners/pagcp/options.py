@@ -36,7 +36,8 @@ class PagcpOptions:
         round_rise: sweep: the bound D of every round when no constraint is given.
         z: paired sequential test, rejects and accepts at so many standard errors; None: every sample every time.
         cache_bytes: memory for outputs that a candidate does not change; 0 turns the cache off.
-        measured: path: scores are multiplied by what the outputs show when half of a group is off; False: as they are.
+        measured: path: scores are multiplied by what the outputs show when half of a group is off
+            (`pruners.channels.measured`).
         probe: share of a group's channels that the sensitivity table removes; 0: no table.
     """
 
@@ -54,7 +55,7 @@ class PagcpOptions:
     round_rise: float = 0.5
     z: float | None = 3.0
     cache_bytes: int = 1 << 30
-    measured: bool = True
+    measured: bool = False
     probe: float = 0.3
 
     def __post_init__(self) -> None:
@@ -77,6 +78,8 @@ class PagcpOptions:
         ):
             if value is not None and value < least:
                 raise BadChannelOptions(f"{name} must be at least {least}, not {value}")
+        if self.measured and self.search != "path":
+            raise BadChannelOptions("measured scores are for the path: the published search has its own order")
         if not 0 < self.top <= 1:
             raise BadChannelOptions(f"the share of groups kept must be above 0 and at most 1, not {self.top}")
         if not 0 <= self.probe < 1:

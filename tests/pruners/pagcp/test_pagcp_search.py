@@ -20,6 +20,7 @@ from pruners.channels import (
     make_plan,
     prove,
 )
+from pruners.channels.measured import first_batches
 from pruners.pagcp import (
     PagcpOptions,
     TaskData,
@@ -145,13 +146,7 @@ def test_cache_and_sequential_test_change_the_cost_and_not_the_decisions(
     judged = two_head_data(net, samples=320, batch=20)
     judged = dataclasses.replace(judged, floors=constant_floors(judged, net))
     plain = PagcpOptions(
-        max_rise={"label": 0.3, "map": 0.2},
-        search=search,
-        z=None,
-        cache_bytes=0,
-        probe=0,
-        batch_statistics=False,
-        measured=False,
+        max_rise={"label": 0.3, "map": 0.2}, search=search, z=None, cache_bytes=0, probe=0, batch_statistics=False
     )
     every = plan(net, EXAMPLE, judged, plain, groups=groups)
     cached = plan(net, EXAMPLE, judged, dataclasses.replace(plain, cache_bytes=1 << 28), groups=groups)
@@ -354,3 +349,18 @@ def test_a_cost_target_is_met_although_the_published_tolerances_stall(
     options = reference(target=target, rounds=20, probe=0, min_channels="1", first_rise=1e-3, round_rise=0.1)
     found = plan(net, EXAMPLE, data, options, groups=groups)
     assert found.record.found <= target
+
+
+def test_measured_scores_find_a_cut_that_holds_and_say_what_they_cost(net: nn.Module, groups: Groups) -> None:
+    judged = two_head_data(net, samples=320, batch=20)
+    judged = dataclasses.replace(judged, floors=constant_floors(judged, net))
+    bounds = {"label": 0.3, "map": 0.2}
+    plain = PagcpOptions(bounds, z=None, cache_bytes=0, probe=0, batch_statistics=False)
+    found = plan(net, EXAMPLE, judged, dataclasses.replace(plain, measured=True), groups=groups)
+    assert found.record.check.holds
+    assert all(found.record.check.rises[task] <= bound for task, bound in bounds.items())
+    batches = first_batches(judged.batches)
+    run = batches / len(judged.batches)  # the first samples, dense and once for each group that has scores
+    assert 2 * run <= found.record.full_forwards - found.record.calls <= (1 + len(groups.groups)) * run
+    with pytest.raises(BadChannelOptions, match="measured"):
+        PagcpOptions(bounds, search="sweep", measured=True)
