@@ -47,6 +47,7 @@ from pruners.channels import (  # noqa: E402
     fit,
     mean_gradients,
     mean_squared_gradients,
+    measured,
     plan,
     score,
 )
@@ -55,7 +56,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "channels_oneshot.json"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIOS = (1.2, 1.5, 2.0)
 RUNS = (
-    ("price", None, "global"),
+    ("price", None, "global"), ("measured", None, "global"),
     ("magnitude", None, "global"), ("fpgm", None, "global"), ("fisher", None, "global"), ("taylor", None, "global"),
     ("l1", None, "global"), ("bn", None, "global"), ("lamp", None, "global"), ("magnitude", "none", "global"),
     ("magnitude", None, "layer"), ("magnitude", None, "isomorphic"), ("taylor", "mean", "global"),
@@ -157,6 +158,10 @@ def main() -> None:
                 if (name, widths) not in known:
                     if name == "price":
                         known[name, widths] = channel_prices(model, [calibration[0]], found[widths])
+                    elif name == "measured":
+                        base = score(model, found[widths], ScoreOptions("magnitude", "none"))
+                        batches = [(part,) for part in calibration[0].split(64)]
+                        known[name, widths] = measured(model, found[widths], base, batches)
                     else:
                         known[name, widths] = gradients(model, name, *calibration)
                 fitted, seconds = cut(
@@ -177,8 +182,8 @@ def cut(model: nn.Module, groups: Any, how: tuple[Any, ...], ratio: float, known
     budget = Budget(macs=int(CostModel(groups).macs / ratio))
 
     def choose(analysis: Any) -> Any:
-        priced = how[0] == "price"
-        scores = known if priced else score(model, analysis, ScoreOptions(how[0], how[1]), gradients=known)
+        given = how[0] in ("price", "measured")
+        scores = known if given else score(model, analysis, ScoreOptions(how[0], how[1]), gradients=known)
         return plan(analysis, scores, budget, SelectionOptions(how[2]))
 
     return fit(model, inputs, groups, choose, tiers=(1, 4)), time.process_time() - begin
