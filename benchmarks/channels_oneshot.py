@@ -4,8 +4,9 @@
 
 DIR holds the CIFAR-10 trees train/ and test/. Cells that are recorded are not measured again. `price` is the price
 after compensation (`compress_cli.recovery`), from the same images without labels; --recover adds closed-form recovery
-from them (`top1_recovered`). Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training
-images (no augmentation) for gradients and for re-estimated batch norms, scores on the dense model, exact MACs budget.
+from them (`top1_recovered`). `measured` is magnitude times what the outputs show (`pruners.channels.measured`).
+Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training images (no augmentation) for gradients and for
+re-estimated batch norms, scores on the dense model, exact MACs budget.
 `top1` is as cut, `top1_bn` with plain averages over 4 batches of 256 images (the peer's protocol), `top1_shift` with
 the statistics moved by the difference between the cut and the dense network on the same images (`pruners.batchnorm`),
 `top1_half` with what is half way between the two.

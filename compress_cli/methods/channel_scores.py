@@ -55,6 +55,11 @@ class Scorer:
         self.on_images = {RECOVERY: _prices, MEASURED: _measured}.get(session.config.score)
         with session.stage("scores"):
             self.gradients = None if self.on_images else _gradients(quality, module, self.options.score)
+        if session.config.calib and session.config.score == "magnitude":
+            session.note(
+                "channels are ranked by size: --score recovery prices them by what is lost after the rest made up for "
+                "it, --score measured by what the outputs show; both look at the images of --calib"
+            )
         self.recorded = (
             {"score": session.config.score, "normalise": "none"}
             if self.on_images
