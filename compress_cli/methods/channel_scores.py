@@ -39,7 +39,7 @@ def check_score(config: RunConfig) -> None:
         )
     needs_images = config.score == MEASURED or options.score in NEEDS_GRADIENTS
     if needs_images and not (config.calib or config.data or config.task):
-        raise UsageError(f"the {config.score} score is measured on images", "add --calib DIR, or --data or --task")
+        raise UsageError(f"the {config.score} score looks at images", "add --calib DIR, or --data or --task")
 
 
 class Scorer:

@@ -10,7 +10,7 @@ from compress_cli.methods.base import BUG, Measured
 from compress_cli.report import Achieved, Gate, LayerRow, Skipped
 from compress_cli.translate import pruning_errors
 from pruners import magnitude
-from pruners.magnitude_options import count_zeros_asked, parse_floor, parse_sparsity
+from pruners.magnitude_options import SCORES, count_zeros_asked, parse_floor, parse_sparsity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,11 @@ class Magnitude:
         """A readable sparsity and floor."""
         if config.sparsity is None:
             raise UsageError("magnitude pruning needs a sparsity", "pass the share of zeros, such as --sparsity 0.9")
+        if config.score not in (*SCORES, priced.SCORE):
+            names = ", ".join(SCORES)
+            raise UsageError(
+                f"--score {config.score} ranks channels", f"pass --score {names} or recovery, or add --method channels"
+            )
         with pruning_errors():
             parse_sparsity(config.sparsity)
             parse_floor(config.floor, 0)
