@@ -62,7 +62,8 @@ def main() -> None:
             continue
         if time.monotonic() - begin > 60 * arguments.minutes:
             break
-        known[name] = row = in_child(name, arguments.cpu_seconds, recorded if anew else None)
+        row = in_child(name, arguments.cpu_seconds, recorded if anew else None)
+        known[name] = row if "failed" not in row or not anew else {**recorded, "failed_anew": row["failed"]}
         print(name, row.get("failed") or _line(row), flush=True)
         save(known)
     print(summary(known))

@@ -4,7 +4,7 @@
 
 DIR holds the CIFAR-10 trees train/ and test/. Cells that are recorded are not measured again. `price` is the price
 after compensation (`compress_cli.recovery`), from the same images without labels; --recover adds closed-form recovery
-from them (`top1_recovered`). `measured` is magnitude times what the outputs show (`pruners.channels.measured`).
+from them (`top1_recovered`). `measured` is magnitude times what the outputs show (`pruners.channels.measuring`).
 Protocol of specs/channels.md 5.5: 10,000 test images, 1,024 training images (no augmentation) for gradients and for
 re-estimated batch norms, scores on the dense model, exact MACs budget.
 `top1` is as cut, `top1_bn` with plain averages over 4 batches of 256 images (the peer's protocol), `top1_shift` with
@@ -204,6 +204,8 @@ def judged(fitted: Any, test: Any, images: Tensor, original: Original, known: Ma
     for way in candidates_(small, run, original, plan.keep):
         if COLUMNS[way] not in known:
             row[COLUMNS[way]] = top1(small, *test)
+    if not {"top1", *COLUMNS.values()} <= {*row, *known}:
+        raise RuntimeError("the batch norms of the two networks do not correspond")
     return row
 
 

@@ -68,6 +68,7 @@ def measure_net(net: str, arguments: argparse.Namespace, document: dict[str, Any
     if net not in document["dense"]:
         document["dense"][net] = _top1(quality, loaded.module)
         _write(arguments.output, document)
+    original = quality.original(loaded.module)
     for score in SCORES:
         for sparsity in SPARSITIES:
             if any((row["net"], row["score"], row["sparsity"]) == (net, score, sparsity) for row in document["rows"]):
@@ -77,14 +78,16 @@ def measure_net(net: str, arguments: argparse.Namespace, document: dict[str, Any
                 "net": net,
                 "score": score,
                 "sparsity": sparsity,
-                **one_row(module, score, sparsity, quality, loaded),
+                **one_row(module, score, sparsity, quality, loaded, original),
             }
             document["rows"].append(row)
             _write(arguments.output, document)
             print(json.dumps(row))
 
 
-def one_row(module: torch.nn.Module, score: str, sparsity: str, quality: Quality, loaded: Any) -> dict[str, Any]:
+def one_row(
+    module: torch.nn.Module, score: str, sparsity: str, quality: Quality, loaded: Any, original: Any
+) -> dict[str, Any]:
     """Prune a copy of the network and measure it before and after the re-estimation."""
     begin = time.perf_counter()
     options = magnitude.MagnitudeOptions(sparsity, "global", score, "0")  # type: ignore[arg-type]
@@ -94,9 +97,8 @@ def one_row(module: torch.nn.Module, score: str, sparsity: str, quality: Quality
     complexity = measure(module, loaded.example_inputs)
     pruned = _top1(quality, module)
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    before_pruning = quality.original(loaded.module)
     begin = time.perf_counter()
-    record = quality.reestimate_batchnorm_(module, teacher=before_pruning)
+    record = quality.reestimate_batchnorm_(module, teacher=original)
     recalibration = time.perf_counter() - begin
     changed = any(not torch.equal(before[name], buffer) for name, buffer in module.named_buffers())
     return {

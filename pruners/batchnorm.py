@@ -34,7 +34,8 @@ def averaging(module: nn.Module) -> Iterator[None]:
     """Batches run inside replace the running statistics by their plain average.
 
     Everything but the batch norms is in eval mode (no dropout); modes and momenta come back. A layer that no batch
-    reaches, or that a traced graph runs by itself, keeps what it had.
+    reaches, or that a traced graph runs by itself, keeps what it had; so do all
+    after an error.
     """
     layers, stored = tracked_norms(module), statistics(module)
     momenta = [layer.momentum for layer in layers]
@@ -45,10 +46,13 @@ def averaging(module: nn.Module) -> Iterator[None]:
                 layer.momentum = None  # the cumulative average
                 layer.train()
             yield
+        except BaseException:
+            restore_(module, stored)
+            raise
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
-            restore_(module, {name: stored[name] for name, layer in _named(module) if not layer.num_batches_tracked})
+        restore_(module, {name: stored[name] for name, layer in _named(module) if not layer.num_batches_tracked})
 
 
 def reestimate_(module: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int:
@@ -90,18 +94,24 @@ class Original:
         self._own = statistics(network)
         self._found: Statistics | None = None
 
-    def of(self, wanted: Statistics, keep: Keep) -> Statistics | None:
-        """Statistics of the channels that are left in `wanted`; None where layers do not correspond."""
+    def of(self, wanted: Statistics, keep: Keep) -> tuple[Statistics, Statistics] | None:
+        """What was stored, and what the images give, for the channels that are left in `wanted`.
+
+        None where layers do not correspond.
+        """
         if not self._own.keys() >= wanted.keys():
             return None
-        found, left = self._taken(), Statistics()
-        for name, buffers in wanted.items():
-            kept = keep.get(f"{name}.running_mean", {}).get(0)
-            mine = {key: found[name][key] for key in ("running_mean", "running_var")}
-            left[name] = mine if kept is None else {key: value[list(kept)] for key, value in mine.items()}
-            if left[name]["running_mean"].shape != buffers["running_mean"].shape:
-                return None
-        return left
+        parts = []
+        for source in (self._own, self._taken()):
+            left = Statistics()
+            for name, buffers in wanted.items():
+                kept = keep.get(f"{name}.running_mean", {}).get(0)
+                rows = slice(None) if kept is None else list(kept)
+                left[name] = {key: value[rows] if value.dim() else value for key, value in source[name].items()}
+                if left[name]["running_mean"].shape != buffers["running_mean"].shape:
+                    return None
+            parts.append(left)
+        return parts[0], parts[1]
 
     def _taken(self) -> Statistics:
         if self._found is None:
@@ -122,28 +132,30 @@ def candidates_(
 
     The statistics of the last way stay; `statistics` and `restore_` put back others.
     """
-    stored = statistics(module)
+    if not tracked_norms(module):
+        return
     with averaging(module):
         run()
+    averages = statistics(module)
     yield "averages"
-    baseline = None if original is None else original.of(stored, keep or {})
+    baseline = None if original is None else original.of(averages, keep or {})
     if baseline is not None:
-        averages = statistics(module)
-        moved = shifted(module, stored, averages, baseline)
+        moved = shifted(module, averages, *baseline)
         for name, share in SHARES.items():
             restore_(module, between(averages, moved, share))
             yield name
 
 
-def shifted(module: nn.Module, stored: Statistics, now: Statistics, baseline: Statistics) -> Statistics:
-    """The stored statistics, moved as far as compression moved those that the same images give.
+def shifted(module: nn.Module, now: Statistics, stored: Statistics, baseline: Statistics) -> Statistics:
+    """The original's stored statistics, moved as far as compression moved those that the same images give.
 
     Averages over a few images without augmentation are not those of the training (a ResNet-56 on CIFAR-10 that was not
     even compressed falls from 93.4 to 91.7 %); the difference between two networks on the same images is free of that:
     mean + (now - baseline) sqrt(var / baseline var), var * now var / baseline var.
 
     Args:
-        now, baseline: from the same images, of the module and of the original's channels that are left.
+        now: of the module, from the images.
+        stored, baseline: of the original's channels that are left, as they were and from the same images.
     """
     found = Statistics()
     for name, layer in _named(module):
@@ -167,28 +179,6 @@ def between(averages: Statistics, moved: Statistics, share: float) -> Statistics
         old, far = (part["running_var"].clamp(min=1e-30) for part in (new, moved[name]))
         found[name] = moved[name] | {"running_mean": means, "running_var": old.pow(1 - share) * far.pow(share)}
     return found
-
-
-def shift_(
-    module: nn.Module,
-    batches: Iterable[tuple[Any, ...]],
-    original: nn.Module,
-    keep: Keep | None = None,
-    *,
-    share: float = 1.0,
-) -> bool:
-    """Move the running statistics as far as the batches say (`shifted`); False, and no change, where layers differ.
-
-    share: 1 is the shift, 0 the plain averages, see `between`.
-    """
-    stored = statistics(module)
-    baseline = Original(original, batches).of(stored, keep or {})
-    if baseline is None:
-        return False
-    reestimate_(module, batches)
-    averages = statistics(module)
-    restore_(module, between(averages, shifted(module, stored, averages, baseline), share))
-    return True
 
 
 def use_batch_statistics_(model: nn.Module) -> None:

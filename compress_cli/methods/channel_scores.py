@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from compress_cli.errors import InputError, UsageError
 from compress_cli.translate import channel_errors
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RECOVERY = "recovery"
 """Prices after compensation (`compress_cli.recovery.channel_prices`)."""
 MEASURED = "measured"
-"""Magnitude inside a group, between groups what the outputs show (`pruners.channels.measured`)."""
+"""Magnitude inside a group, between groups what the outputs show (`pruners.channels.measuring`)."""
 
 
 def check_score(config: RunConfig) -> None:
@@ -29,8 +29,11 @@ def check_score(config: RunConfig) -> None:
         UsageError: no images are given.
         BadChannelOptions: an unknown score.
     """
-    from pruners.channels.scores import NEEDS_GRADIENTS
+    from pruners.channels.scores import NEEDS_GRADIENTS, ScoreName
 
+    known = (*get_args(ScoreName), MEASURED, RECOVERY)
+    if config.score not in known:
+        raise UsageError(f"--score {config.score} is for other methods", f"channels take --score {', '.join(known)}")
     options = _options(config)
     if config.score == RECOVERY and not config.calib:
         raise UsageError(
@@ -58,7 +61,7 @@ class Scorer:
         if session.config.calib and session.config.score == "magnitude":
             session.note(
                 "channels are ranked by size: --score recovery prices them by what is lost after the rest made up for "
-                "it, --score measured by what the outputs show; both look at the images of --calib"
+                "it, on the images of --calib"
             )
         self.recorded = (
             {"score": session.config.score, "normalise": "none"}
@@ -114,18 +117,19 @@ def _measured(session: Session, quality: Quality | None, module: nn.Module, grou
     """
     from compress_cli.training.placing import placed
     from pruners.channels import ScoreOptions, measured, score
+    from pruners.channels.measuring import SAMPLES
 
-    batches = _images(quality)
     assert quality is not None
+    batches = [tuple(part.to(quality.device) for part in batch) for batch in _images(quality, SAMPLES)]
     base = score(module, groups, ScoreOptions("magnitude", "none"))
     with placed(module, quality.device), session.out.progress("Measuring each group") as bar:
         return measured(module, groups, base, batches, bar.update)
 
 
-def _images(quality: Quality | None) -> list[Any]:
+def _images(quality: Quality | None, count: int | None = None) -> list[Any]:
     if quality is None or not quality.can_recalibrate:
         raise InputError("there are no calibration images", "pass --calib DIR")
-    return list(quality.calibration())
+    return list(quality.calibration(count))
 
 
 def _gradients(quality: Quality | None, module: nn.Module, score: str) -> dict[str, Tensor] | None:

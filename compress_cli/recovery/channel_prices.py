@@ -11,7 +11,7 @@ factor for the group's prices (`reaction.py`). Last they are divided by the MACs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from compress_cli.recovery.sensitivity import sensitivities
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import Call, Traced, trace
 from pruners.channels import CostModel, Group, Groups
+from pruners.channels.measuring import filled
 
 RIDGE = 1e-3
 """Relative to the diagonal of the Gram matrix."""
@@ -120,17 +121,21 @@ def channel_prices(
         if call.weight not in readers:
             readers[call.weight] = _reader(traced, stream, call, feelings[call.weight], options, generator)
     cost = CostModel(groups)
+    del stream
     reaction = Reaction(traced, parts[: max(MEASURED_IMAGES // images.size, 1)], options.memory)
     readings = [_reading(group, traced, readers) for group in groups.groups]
     first = {call.weight: place for place, call in reversed(list(enumerate(wanted)))}
     order = sorted(range(len(readings)), key=lambda k: min((first[name] for name, _, _ in readings[k]), default=0))
-    found = [np.zeros(group.units) for group in groups.groups]
+    prices: list[NDArray[np.float64]] = [np.zeros(group.units) for group in groups.groups]
+    known: list[float | None] = [None] * len(prices)
     for done, place in enumerate(order):
         report(len(wanted) + done, steps, groups.groups[place].name)
         reaction.settle({name for later in order[done:] for name, _, _ in readings[later]})
-        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(len(found[place]))]
-        found[place] = _prices(len(saved), readings[place], reaction) / np.asarray(saved, dtype=np.float64)
-    return found
+        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(len(prices[place]))]
+        values, known[place] = _prices(len(saved), readings[place], reaction)
+        prices[place] = values / np.asarray(saved, dtype=np.float64)
+        readings[place] = []  # its inverses
+    return [values * factor for values, factor in zip(prices, filled(known), strict=True)]
 
 
 @torch.no_grad()
@@ -155,17 +160,19 @@ def _reader(
 
 def _reading(group: Group, traced: Traced, readers: dict[str, Reader]) -> Reading:
     dims = {call.weight: 0 if call.geometry.kind == "transposed" else 1 for call in traced.calls()}
+    own = {name: replace(reader) for name, reader in readers.items()}  # other groups read the same layers
     return [
-        (member.tensor, readers[member.tensor], readers[member.tensor].columns(member.index))
+        (member.tensor, own[member.tensor], own[member.tensor].columns(member.index))
         for member in group.members
         if member.tensor in readers and member.dim == dims[member.tensor]
     ]
 
 
-def _prices(units: int, reading: Reading, reaction: Reaction) -> NDArray[np.float64]:
-    """Empty one group greedily: price of each unit at its turn, never below an earlier one's."""
+def _prices(units: int, reading: Reading, reaction: Reaction) -> tuple[NDArray[np.float64], float | None]:
+    """Empty one group greedily: price of each unit at its turn, never below an earlier one's, and their factor."""
     prices = np.zeros(units)
-    alive, highest, spent, factor = list(range(units)), 0.0, 0.0, 1.0
+    alive, highest, spent = list(range(units)), 0.0, 0.0
+    factor: float | None = None
     device = next((reader.weights.device for _, reader, _ in reading), torch.device("cpu"))
     while alive:
         none = torch.zeros(len(alive), dtype=torch.float64, device=device)
@@ -177,6 +184,6 @@ def _prices(units: int, reading: Reading, reaction: Reaction) -> NDArray[np.floa
         prices[unit] = highest
         for _, reader, columns in reading:
             reader.remove_(columns[unit])
-        if len(alive) == units // 2:
+        if len(alive) == units // 2 or (factor is None and len(alive) == 1):
             factor = reaction.factor(spent, {name: reader.weights.unsqueeze(0) for name, reader, _ in reading})
-    return prices * factor
+    return prices, factor

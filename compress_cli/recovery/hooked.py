@@ -26,7 +26,7 @@ from compress_cli.recovery.outputs import output_error
 from compress_cli.recovery.record import LayerRecovery, RecoveryRecord
 from compress_cli.recovery.solving import FEWEST_ROWS, Layer, Spread, improve
 from profilers.modes import eval_mode
-from pruners.batchnorm import tracked_norms
+from pruners.batchnorm import Statistics, restore_, statistics, tracked_norms
 
 if TYPE_CHECKING:
     from compress_cli.recovery.routine import RecoveryOptions
@@ -92,21 +92,22 @@ def recover_hooked(
             layers.append(_solve_(dense, compressed, pair, batches, images.fitted, options, generator))
         on_step(len(pairs), len(pairs), "")
 
-        def take(name: str) -> None:
-            states[name] = {key: tensor.clone() for key, tensor in compressed.state_dict().items()}
-            errors[name] = _distance(dense, compressed, held)
-
-        take("least squares")
+        states["least squares"] = {key: tensor.clone() for key, tensor in compressed.state_dict().items()}
+        errors["least squares"] = _distance(dense, compressed, held)
+        norms: dict[str, tuple[str, Statistics]] = {}
         if options.batch_norms and tracked_norms(compressed):
             tries = NormTries(dense, images, device, correspondence)
-            for start in ("least squares", "as compressed"):
+            for start in states:
                 compressed.load_state_dict(states[start])
                 for name in tries.on(compressed, start):
-                    take(name)
+                    norms[name] = (start, statistics(compressed))
+                    errors[name] = _distance(dense, compressed, held)
         chosen = min(errors, key=lambda name: (errors[name], len(name)))
         if errors[chosen] >= errors["as compressed"]:
             chosen = "as compressed"
-        compressed.load_state_dict(states[chosen])
+        start, stored = norms.get(chosen, (chosen, {}))
+        compressed.load_state_dict(states[start])
+        restore_(compressed, stored)
     return RecoveryRecord(
         layers=tuple(layers),
         skipped=tuple(skipped),

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from pruners.outputs import squares
+
 
 def output_error(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> float:
     """Return the squared distance of outputs relative to the spread of the original's, averaged over outputs.
@@ -17,7 +19,7 @@ def output_error(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> 
     count = 0
     for originals, found in pairs:
         count += originals[0].shape[0] if originals and originals[0].dim() else 1
-        parts = [_sums(a.double(), b.double()) for a, b in zip(originals, found, strict=True)]
+        parts = [squares(a, b) for a, b in zip(originals, found, strict=True)]
         sums = (
             parts
             if not sums
@@ -29,10 +31,3 @@ def output_error(pairs: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> 
         # outputs that are the same for all images have no spread: their size is the measure then
         errors.append(float(distance) / max(spread, 1e-12 * float(square), 1e-300))
     return sum(errors) / max(len(errors), 1)
-
-
-def _sums(original: Tensor, found: Tensor) -> list[Tensor]:
-    """Squared distance, squared size, and the sum over the batch."""
-    if original.dim() == 0:
-        original, found = original.unsqueeze(0), found.unsqueeze(0)
-    return [(found - original).square().sum(), original.square().sum(), original.sum(0)]

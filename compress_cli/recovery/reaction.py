@@ -53,12 +53,12 @@ class Reaction:
             pairs = ((before, self.stream.outputs(index)) for index, before in enumerate(self.before))
             return output_error(pairs)
 
-    def factor(self, predicted: float, changed: Mapping[str, Tensor]) -> float:
-        """What to multiply a predicted error by to get the measured one; 1 where there is nothing to compare."""
+    def factor(self, predicted: float, changed: Mapping[str, Tensor]) -> float | None:
+        """What to multiply a predicted error by to get the measured one; None where there is nothing to compare."""
         if predicted <= 0:
-            return 1.0
+            return None
         found = self.error(changed) / predicted
-        return found if math.isfinite(found) else 1.0
+        return found if math.isfinite(found) and found > 0 else None
 
     @contextmanager
     def _written(self, changed: Mapping[str, Tensor]) -> Iterator[None]:

@@ -24,7 +24,7 @@ from compress_cli.recovery.solving import Pair, Removal, solve_
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import Traced, trace
 from profilers.modes import eval_mode
-from pruners.batchnorm import tracked_norms
+from pruners.batchnorm import Statistics, restore_, statistics, tracked_norms
 
 Step = Callable[[int, int, str], None]
 SENSITIVE_IMAGES = 256
@@ -243,17 +243,20 @@ class _Run:
         """Keep the candidate whose outputs are nearest to the original's on held-out images."""
         candidates = [("as compressed", self.first), ("least squares", self._error())]
         states = {"as compressed": self.saved, "least squares": self._copy()}
+        norms: dict[str, tuple[str, Statistics]] = {}
         if self.options.batch_norms and tracked_norms(self.compressed):
             tries = NormTries(self.dense, self.images, self.device, self.correspondence)
-            for start in ("least squares", "as compressed"):
+            for start in states:
                 self._write(states[start])
                 for name in tries.on(self.compressed, start):
-                    states[name] = self._copy()
+                    norms[name] = (start, statistics(self.compressed))
                     candidates.append((name, self._fresh_error()))
         chosen = min(candidates, key=lambda item: (item[1], len(item[0])))[0]
         if dict(candidates)[chosen] >= self.first:
             chosen = "as compressed"
-        self._write(states[chosen])
+        start, stored = norms.get(chosen, (chosen, {}))
+        self._write(states[start])
+        restore_(self.compressed, stored)
         return chosen, candidates
 
     def _fresh_error(self) -> float:

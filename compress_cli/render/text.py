@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -37,7 +38,7 @@ def side_by_side(reports: Sequence[RunReport], console: Console) -> None:
 
 def fitting(rows: words.Rows, width: int) -> Iterator[words.Rows]:
     """Tables of at most so many characters with the same labels; one column of numbers each at least."""
-    sizes = [max(map(len, column)) + GAP for column in zip(rows.columns, *rows.cells, strict=True)]
+    sizes = [max(map(cell_len, column)) + GAP for column in zip(rows.columns, *rows.cells, strict=True)]
     first = 1
     while first < len(sizes):
         last = first + 1

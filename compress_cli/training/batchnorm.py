@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress_cli.recovery.correspondence import as_correspondence
+from exporters.outputs import evaluating
 from pruners.batchnorm import Original, candidates_, restore_, statistics, tracked_norms
 
 
@@ -45,10 +46,11 @@ def reestimate_if_better_(
             module(*batch)
             seen += len(batch[0])
 
-    tries = {
-        name: (statistics(module), losses())
-        for name in candidates_(module, run, original, as_correspondence(removed).keep)
-    }
+    with evaluating(module):  # full fp32 products, as those that judge
+        tries = {
+            name: (statistics(module), losses())
+            for name in candidates_(module, run, original, as_correspondence(removed).keep)
+        }
     how = min(tries, key=lambda name: mean_ratio(tries[name][1], before))
     chosen, after = tries[how]
     kept = mean_ratio(after, before) < 1

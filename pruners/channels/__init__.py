@@ -25,7 +25,7 @@ from pruners.channels.errors import (
 from pruners.channels.fitting import Fitted, fit
 from pruners.channels.groups import Frozen, Group, Groups, Member, analyse
 from pruners.channels.masks import masked, zero_
-from pruners.channels.measured import measured
+from pruners.channels.measuring import measured
 from pruners.channels.plan_type import AttributeEdit, ChannelsPlan, GroupCut
 from pruners.channels.planning import make_plan
 from pruners.channels.proofs import Check, Proof, prove

@@ -10,7 +10,7 @@ from torch import nn
 
 from pruners.channels import ChannelsPlan, CostModel, Groups, NothingToRemove, analyse
 from pruners.channels.errors import BadChannelOptions
-from pruners.channels.measured import factors, first_batches
+from pruners.channels.measuring import factors
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.oracle import Oracle, make_oracle, reestimate_batchnorm_
 from pruners.pagcp.path import Cut, Progress, cut_path
@@ -153,9 +153,8 @@ def _scores(model: nn.Module, groups: Groups, data: TaskData, options: PagcpOpti
 
 
 def in_one_currency(oracle: Oracle, scores: Scores, on_step: Progress | None = None) -> Scores:
-    """Scores times what the outputs show when half of each group is off (`pruners.channels.measured`)."""
-    count = first_batches(oracle.data.batches)
-    found = factors(scores, lambda removal: oracle.outputs(removal, count), on_step)
+    """Scores times what the outputs show when half of each group is off (`pruners.channels.measuring`)."""
+    found = factors(scores, oracle.outputs, on_step)
     return [values * factor for values, factor in zip(scores, found, strict=True)]
 
 

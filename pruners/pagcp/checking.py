@@ -17,7 +17,9 @@ from pruners.pagcp.tasks import Losses, TaskData, evaluate, mean, rises
 
 def plan_of(groups: Groups, removal: Chosen, options: PagcpOptions) -> ChannelsPlan:
     """The removal as a plan that records how it was searched for."""
-    return make_plan(groups, removal, {"search": options.search, "score": options.ranking})
+    return make_plan(
+        groups, removal, {"search": options.search, "score": "measured" if options.measured else options.ranking}
+    )
 
 
 def final_check(

@@ -37,7 +37,7 @@ class PagcpOptions:
         z: paired sequential test, rejects and accepts at so many standard errors; None: every sample every time.
         cache_bytes: memory for outputs that a candidate does not change; 0 turns the cache off.
         measured: path: scores are multiplied by what the outputs show when half of a group is off
-            (`pruners.channels.measured`).
+            (`pruners.channels.measuring`).
         probe: share of a group's channels that the sensitivity table removes; 0: no table.
     """
 

@@ -8,7 +8,7 @@ measures mostly the shift of statistics that re-estimation removes (specs/pagcp.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruners.batchnorm import averaging, use_batch_statistics_
+from pruners.batchnorm import averaging, tracked_norms, use_batch_statistics_
 from pruners.channels import Groups
-from pruners.channels.masking import Masker, Removal
+from pruners.channels.masker import Masker, Removal
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.replay import Replay, Unsteady
 from pruners.pagcp.tasks import Losses, TaskData, joined, of_batch, rises
@@ -86,11 +86,12 @@ class Oracle:
         with self.masker.without(removal):
             return joined([self._batch(number, changed) for number in range(len(self.data.batches))])
 
-    def outputs(self, removal: Removal, batches: int) -> list[Any]:
-        """Outputs of the first batches with these units off besides those already off."""
+    def outputs(self, removal: Removal) -> Generator[Any, None, None]:
+        """Outputs of one batch after the other with these units off besides those already off."""
         changed = self._changed(removal)
-        with self.masker.without(removal), torch.no_grad():
-            return [self._run(number, changed, _forward) for number in range(batches)]
+        with self.masker.without(removal):
+            for number in range(len(self.data.batches)):
+                yield self._run(number, changed, _forward)
 
     def judge(self, removal: Removal, bounds: Mapping[str, float], *, complete: bool = False) -> Verdict:
         """Whether every task stays within 1 + bound of the reference.
@@ -174,7 +175,8 @@ class Oracle:
 
 
 def _forward(data: TaskData, model: nn.Module, batch: Any) -> Any:
-    return data.forward(model, batch)
+    with torch.no_grad():
+        return data.forward(model, batch)
 
 
 def make_oracle(
@@ -193,6 +195,8 @@ def make_oracle(
 
 def reestimate_batchnorm_(model: nn.Module, data: TaskData) -> None:
     """Set running statistics to the average of the calibration batches' own; everything else stays in eval mode."""
+    if not tracked_norms(model):
+        return
     with averaging(model):
         for batch in data.batches:
             data.forward(model, batch)

@@ -114,7 +114,7 @@ def test_the_measured_score_looks_at_images_and_is_recorded(files: Path) -> None
         ([], "--max-flops 50%"),
         (["--max-size", "50%"], "needs the ONNX file"),
         (["--max-flops", "50%", "--sparsity", "0.5"], "magnitude pruning"),
-        (["--max-flops", "50%", "--score", "erk"], "erk"),
+        (["--max-flops", "50%", "--score", "erk"], "fisher, measured, recovery"),
         (["--max-flops", "50%", "--score", "taylor"], "--calib"),
         (["--max-flops", "50%", "--score", "measured"], "--calib"),
         (["--max-flops", "50%", "--min-channels", "many"], "min_channels"),

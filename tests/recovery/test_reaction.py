@@ -56,8 +56,9 @@ def test_factors_bring_predictions_to_what_is_measured() -> None:
     net, x = randomise(Residual()), images(40)
     found, matrix = reaction(net, x), 0.5 * net.head.weight.detach().T.unsqueeze(0)
     assert found.factor(4.0, {"head.weight": matrix}) * 4.0 == pytest.approx(found.error({"head.weight": matrix}))
-    assert found.factor(0.0, {"head.weight": matrix}) == 1.0
-    assert found.factor(1.0, {"head.weight": matrix * float("nan")}) == 1.0
+    assert found.factor(0.0, {"head.weight": matrix}) is None
+    assert found.factor(1.0, {"head.weight": matrix * float("nan")}) is None
+    assert found.factor(1.0, {}) is None, "outputs that do not move say nothing about the rest of the group"
 
 
 class Pooled(nn.Module):
@@ -87,3 +88,45 @@ def test_prices_see_that_errors_add_up_where_positions_are_averaged(monkeypatch:
     outputs = 4  # the error is relative to all outputs' spread together, derivatives are taken to one output's
     assert 0.5 < outputs * factor(noise) < 2
     assert 32 < outputs * factor(noise[:, :, :1, :1].expand(200, 3, 8, 8).contiguous()) < 128
+
+
+class Joined(nn.Module):
+    """One layer reads two groups side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.both, self.head = nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.relu(torch.cat([self.left(x), self.right(x)], 1))
+        return self.head(torch.relu(self.both(both)).mean((2, 3)))
+
+
+def test_a_group_is_priced_with_the_others_whole() -> None:
+    """Prices of a group do not depend on whether the other group that its reader reads came first."""
+    net, x = randomise(Joined()), images(150)
+    swapped = copy.deepcopy(net)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(swapped.left, name).copy_(getattr(net.right, name))
+            getattr(swapped.right, name).copy_(getattr(net.left, name))
+        swapped.both.weight.copy_(net.both.weight.roll(8, 1))
+    found = {}
+    for label, model in (("net", net), ("swapped", swapped)):
+        groups = channels.analyse(model, (x[:1],))
+        names = [group.name.partition(".")[0] for group in groups.groups]
+        found[label] = dict(zip(names, channel_prices(model, [x], groups), strict=True))
+    np.testing.assert_allclose(found["net"]["left"], found["swapped"]["right"], rtol=0.02)
+    np.testing.assert_allclose(found["net"]["right"], found["swapped"]["left"], rtol=0.02)
+
+
+def test_dead_channels_do_not_make_their_group_worthless() -> None:
+    net, x = randomise(Pooled()), images(150)
+    with torch.no_grad():
+        net.first.bias[:7] = -100.0
+    groups = channels.analyse(net, (x[:1],))
+    place = next(index for index, group in enumerate(groups.groups) if group.units == 12)
+    prices = channel_prices(net, [x], groups)[place]
+    assert (prices[7:] > 100 * prices[:7].max()).all()
+    assert (prices[7:] > 0).all()

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress_cli.recovery import Correspondence
 from compress_cli.training.batchnorm import mean_ratio, reestimate_if_better_
-from pruners.batchnorm import Original, reestimate_, shift_
+from pruners.batchnorm import Original, candidates_, reestimate_
 
 
 def net() -> nn.Sequential:
@@ -149,15 +149,39 @@ def test_half_a_shift_lies_between() -> None:
     model, original = trained(), trained()
     with torch.no_grad():
         model[0].weight.mul_(1.5)
-    found = {}
-    for share in (0.0, 0.5, 1.0):
-        copied = copy.deepcopy(model)
-        assert shift_(copied, seeded(3), original, share=share)
-        found[share] = (copied[1].running_mean, copied[1].running_var)
+    copied = copy.deepcopy(model)
+    found = {
+        way: (copied[1].running_mean.clone(), copied[1].running_var.clone())
+        for way in candidates_(copied, lambda: [copied(*batch) for batch in seeded(3)], Original(original, seeded(3)))
+    }
     reestimate_(model, seeded(3))
-    torch.testing.assert_close(found[0.0], (model[1].running_mean, model[1].running_var))
-    torch.testing.assert_close(found[0.5][0], (found[0.0][0] + found[1.0][0]) / 2)
-    torch.testing.assert_close(found[0.5][1], (found[0.0][1] * found[1.0][1]).sqrt())
+    averages, half, shift = found["averages"], found["half a shift"], found["shift"]
+    torch.testing.assert_close(averages, (model[1].running_mean, model[1].running_var))
+    torch.testing.assert_close(half[0], (averages[0] + shift[0]) / 2)
+    torch.testing.assert_close(half[1], (averages[1] * shift[1]).sqrt())
+
+
+def test_the_shift_starts_from_the_originals_statistics() -> None:
+    """Recovery may have written an offset of the layer before into the mean: it must not count twice."""
+    original = net()
+    reestimate_(original, seeded(3))
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        model[0].bias += 0.5
+        model[1].running_mean += 0.5  # the same function
+    stored = model[1].running_mean.clone()
+    for way in candidates_(model, lambda: [model(*batch) for batch in seeded(3)], Original(original, seeded(3))):
+        if way == "shift":
+            torch.testing.assert_close(model[1].running_mean, stored)
+
+
+def test_after_an_error_all_statistics_are_as_before() -> None:
+    original = trained()
+    state = {name: value.clone() for name, value in original.state_dict().items()}
+    bad = [*seeded(1), (torch.zeros(2, 3, 6, 6),)]
+    with pytest.raises(RuntimeError, match="channels"):
+        Original(original, bad).of({"1": {}}, {})
+    assert all(torch.equal(value, state[name]) for name, value in original.state_dict().items())
 
 
 def test_layers_that_no_batch_reaches_keep_their_statistics() -> None:

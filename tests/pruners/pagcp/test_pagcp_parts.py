@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruners.channels import Groups, analyse, make_plan, masked
-from pruners.channels.masking import Masker
+from pruners.channels.masker import Masker
 from pruners.pagcp import (
     PagcpOptions,
     TaskData,

@@ -20,7 +20,6 @@ from pruners.channels import (
     make_plan,
     prove,
 )
-from pruners.channels.measured import first_batches
 from pruners.pagcp import (
     PagcpOptions,
     TaskData,
@@ -359,8 +358,8 @@ def test_measured_scores_find_a_cut_that_holds_and_say_what_they_cost(net: nn.Mo
     found = plan(net, EXAMPLE, judged, dataclasses.replace(plain, measured=True), groups=groups)
     assert found.record.check.holds
     assert all(found.record.check.rises[task] <= bound for task, bound in bounds.items())
-    batches = first_batches(judged.batches)
-    run = batches / len(judged.batches)  # the first samples, dense and once for each group that has scores
+    run = 13 / len(judged.batches)  # 260 samples, dense and once for each group that has scores
+    assert found.plan.options["score"] == "measured"
     assert 2 * run <= found.record.full_forwards - found.record.calls <= (1 + len(groups.groups)) * run
     with pytest.raises(BadChannelOptions, match="measured"):
         PagcpOptions(bounds, search="sweep", measured=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pruners.channels import Budget, CostModel, Groups, ScoreOptions, analyse, apply_, measured, plan, score
-from pruners.channels.measured import distance, factors, first_batches
+from pruners.channels.errors import BadChannelOptions
+from pruners.channels.measuring import distance, factors
 
 
 class Loud(nn.Module):
@@ -47,7 +50,6 @@ def test_factors_are_the_outputs_change_over_the_scores_that_went(net: nn.Module
     found = measured(net, groups, scores, samples())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     cost = CostModel(groups)
-    x = torch.cat([batch[0] for batch in samples()])
     for place, values in enumerate(scores):
         low = np.argsort(values, kind="stable")[:8]
         changed = copy.deepcopy(net)
@@ -55,7 +57,8 @@ def test_factors_are_the_outputs_change_over_the_scores_that_went(net: nn.Module
         with torch.no_grad():
             layer.weight[low] = 0.0
             layer.bias[low] = 0.0
-            wanted = distance([net(x)], [changed(x)]) / values[low].sum()
+            pairs = [(net(x), changed(x)) for (x,) in samples()]
+        wanted = distance(*zip(*pairs, strict=True)) / values[low].sum()
         saved = [cost.saving(place, unit).macs for unit in range(16)]
         np.testing.assert_allclose(found[place], values * wanted / saved, rtol=1e-4)
 
@@ -84,17 +87,54 @@ def test_the_output_that_changes_most_counts_relative_to_its_own_spread() -> Non
     halves = [{"a": a[:20], "b": b[:20]}, {"a": a[20:], "b": b[20:]}]
     moved = [{"a": part["a"], "b": part["b"] + 50} for part in halves]
     assert distance(halves, moved) == pytest.approx(0.25, rel=0.1)
+    assert distance(iter(halves), iter(moved)) == distance(halves, moved)
+    constant = [{"a": part["a"], "b": torch.ones(len(part["a"]), 2)} for part in halves]
+    assert distance(constant, [{"a": part["a"], "b": part["b"] + 9} for part in constant]) == 0.0
+    sizes = [torch.randn(4, 1, n, n, generator=generator) for n in (5, 7)]
+    assert distance(sizes, [item + 1 for item in sizes]) > 0.5
     assert np.isnan(distance([["text"]], [["other"]]))
     assert np.isnan(distance([torch.zeros(4, 2)], [torch.zeros(3, 2)]))  # detections of another number
 
 
-def test_groups_that_cannot_be_compared_keep_their_scores() -> None:
-    assert factors([np.zeros(4), np.ones(4)], lambda _: ["no tensor"]) == [1.0, 1.0]
-    nan = torch.full((4, 2), float("nan"))
-    assert factors([np.ones(4)], lambda off: [nan if off else torch.randn(4, 2)]) == [1.0]
+def outputs_that_move(amounts: dict[int, float]) -> Any:
+    """Outputs that change by so much for each unit that is off."""
+    base = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+
+    def outputs(removal: Mapping[int, Sequence[int]]) -> Generator[Any, None, None]:
+        amount = sum(amounts.get(unit, 0.0) for units in removal.values() for unit in units)
+        yield base[:20] + amount
+        yield base[20:] + amount
+
+    return outputs
+
+
+def test_groups_without_scores_get_the_median() -> None:
+    one = factors([np.ones(4)], outputs_that_move({0: 1.0, 1: 1.0}))
+    assert factors([np.ones(4), np.zeros(4)], outputs_that_move({0: 1.0, 1: 1.0})) == one * 2
+    assert factors([np.zeros(4)], outputs_that_move({})) == [1.0]
+
+
+def test_a_dead_half_does_not_make_the_rest_worthless() -> None:
+    scores = [np.array([1.0, 1.0, 5.0, 9.0])]
+    assert factors(scores, outputs_that_move({2: 1.0, 3: 1.0}))[0] > 0
+    assert factors(scores, outputs_that_move({})) == [0.0]
+
+
+def test_outputs_that_cannot_be_compared_are_refused() -> None:
+    def words(removal: Mapping[int, Sequence[int]]) -> Generator[Any, None, None]:
+        yield "no tensor"
+
+    with pytest.raises(BadChannelOptions, match="another score"):
+        factors([np.ones(4)], words)
 
 
 def test_only_as_many_batches_run_as_hold_the_samples() -> None:
-    assert first_batches([(torch.zeros(100, 2),)] * 5) == 3
-    assert first_batches([(torch.zeros(100, 2),)] * 2) == 2
-    assert first_batches([{"x": torch.zeros(300, 2)}] * 2) == 1
+    seen: list[int] = []
+
+    def outputs(removal: Mapping[int, Sequence[int]]) -> Generator[Any, None, None]:
+        for _ in range(9):
+            seen.append(len(removal))
+            yield torch.randn(100, 2)
+
+    factors([np.ones(4)], outputs)
+    assert seen == [0, 0, 0, 1, 1, 1]
