@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ class Loud(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.quiet_out(torch.relu(self.quiet_in(x))) + 30 * self.loud_out(torch.relu(self.loud_in(x)))
+
+
+@dataclass
+class Wrapped:
+    inside: Any
 
 
 def samples(count: int = 64) -> list[tuple[Tensor]]:
@@ -93,6 +99,8 @@ def test_the_output_that_changes_most_counts_relative_to_its_own_spread() -> Non
     sizes = [torch.randn(4, 1, n, n, generator=generator) for n in (5, 7)]
     assert distance(sizes, [item + 1 for item in sizes]) > 0.5
     assert np.isnan(distance([["text"]], [["other"]]))
+    wrapped = [[Wrapped(part) for part in item] for item in (halves, moved)]
+    assert distance(*wrapped) == distance(halves, moved)
     assert np.isnan(distance([torch.zeros(4, 2)], [torch.zeros(3, 2)]))  # detections of another number
 
 
