@@ -26,8 +26,7 @@ def check_score(config: RunConfig) -> None:
     """Refuse unknown scores, and those that lack their images.
 
     Raises:
-        UsageError: no images are given.
-        BadChannelOptions: an unknown score.
+        UsageError: an unknown score, or no images are given.
     """
     from pruners.channels.scores import NEEDS_GRADIENTS, ScoreName
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pruners.channels import Fitted
     from pruners.pagcp import Found, PagcpOptions, TaskData
 
-SMALLEST_BATCH = 32
-"""Images that a batch must have for its own statistics to stand for the data's."""
 SCORES = {"magnitude": None, "fisher": "fisher", "l1": "l1", MEASURED: "fisher"}
 """`--score` (its default means: the search's own) -> the library's name."""
 ROUNDS = 20
@@ -249,6 +247,8 @@ def _options(
 
 def _batch_statistics(quality: Quality, data: TaskData) -> bool:
     """Whether the search may normalise by the batch: labels to judge by, and enough images for a mean."""
+    from pruners.batchnorm import SMALLEST_BATCH
+
     labelled = quality.data.calib_labelled and bool(quality.tasks)
     return labelled and min(len(batch) for batch in data.batches) >= SMALLEST_BATCH
 

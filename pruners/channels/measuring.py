@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pruners.batchnorm import use_batch_statistics_
+from pruners.batchnorm import SMALLEST_BATCH, use_batch_statistics_
 from pruners.channels.cost import CostModel
 from pruners.channels.detectors import traceable
 from pruners.channels.errors import BadChannelOptions
@@ -33,8 +33,6 @@ from pruners.outputs import squares
 SAMPLES = 256
 """So many are run for each group, fewer where their outputs take more than `BYTES`."""
 BYTES = 256 << 20
-FEWEST = 32
-"""Samples of a batch from which on its own statistics stand for the data's."""
 
 Outputs = Callable[[Mapping[int, Sequence[int]]], Generator[Any, None, None]]
 """Group -> units to switch off; yields the outputs of one batch after the other, any nesting of tensors."""
@@ -58,7 +56,7 @@ def measured(
         BadChannelOptions: the outputs cannot be compared.
     """
     working = copy.deepcopy(model).eval()
-    large = [batch for batch in batches if len(batch[0]) >= FEWEST]
+    large = [batch for batch in batches if len(batch[0]) >= SMALLEST_BATCH]
     if large:
         use_batch_statistics_(working)
         batches = large
