@@ -143,8 +143,8 @@ class RunFolder:
             self._pending[name] = document
             return path
         self._discard_replaced()
-        for earlier, waiting in tuple(self._pending.items()):
-            del self._pending[earlier]
+        pending, self._pending = self._pending, {}
+        for earlier, waiting in pending.items():
             self.write_json(earlier, waiting)
         with atomic_path(path) as temporary:
             Path(temporary).write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")

@@ -347,3 +347,16 @@ def test_a_run_that_ends_before_its_plan_leaves_nothing_to_resume(tmp_path: Path
         kept = {name for name in ("config.json", "state.json", "plan.json") if folder.file(name).exists()}
     assert kept == ({"config.json", "state.json", "plan.json"} if planned else set())
     assert folder.wrote is planned
+
+
+def test_what_was_measured_before_the_plan_survives_the_run_that_it_replaces(tmp_path: Path) -> None:
+    for value in (93.39, 10.0):
+        with RunFolder(tmp_path / "run").open(resume=False, overwrite=True) as folder:
+            folder.write_json("config.json", {"lr": value})
+            folder.finish_stage("original", {"top1": value})
+            folder.finish_stage("more", {})
+            held = json.loads(folder.file("config.json").read_text())
+            assert held == {"lr": 93.39}  # the old run's, until there is a plan
+            folder.write_json("plan.json", {})
+        assert json.loads(folder.file("config.json").read_text()) == {"lr": value}
+        assert json.loads(folder.file("state.json").read_text())["stages"] == {"original": {"top1": value}, "more": {}}
