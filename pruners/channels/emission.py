@@ -23,9 +23,7 @@ from pruners.channels.groups import Groups
 from pruners.channels.labels import Ids
 from pruners.channels.propagate import Trace, makes_tensors, read_graph
 from pruners.channels.rewriting import Rewriter
-from pruners.channels.tracing import Entry, Mode, doubled
-
-_DROPPED = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
+from pruners.channels.tracing import Entry, Mode, doubled, is_assertion
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ def _operators(program: ExportedProgram) -> list[fx.Node]:
 
 
 def _counts(node: fx.Node) -> bool:
-    if node.target is operator.getitem or any(name in str(node.target) for name in _DROPPED):
+    if node.target is operator.getitem or is_assertion(node):
         return False
     return makes_tensors(node) and not _takes_all(node)
 
@@ -206,7 +204,7 @@ def _compile(
             copied[node] = graph.get_attr(name)
         elif node.op == "output":
             graph.output(tuple(_user_outputs(program, node, copied)))
-        elif node.op == "get_attr" or any(name in str(node.target) for name in _DROPPED):
+        elif node.op == "get_attr" or is_assertion(node):
             if node.op == "get_attr":
                 raise CannotTrace(trace.mode, f"the graph holds a sub-graph or constant {node.target}")
         else:

@@ -6,7 +6,7 @@ judged on the surviving indices alone, and its result is put back between zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pruners.channels.groups import Groups
 from pruners.channels.labels import Ids
 from pruners.channels.planes import Value
 from pruners.channels.propagate import Trace
-from pruners.channels.tracing import source_line
+from pruners.channels.tracing import is_assertion, source_line
 
 _NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm"}
 _SOFTMAX = {"softmax", "log_softmax", "_softmax", "_log_softmax"}
@@ -81,7 +81,8 @@ def evaluate_masked(
     """Run a dense graph on zeroed tensors, with every affected operator on its surviving indices only.
 
     Args:
-        tensors: parameters, buffers and plain tensors by name, removed slices zero.
+        tensors: parameters, buffers and plain tensors by name, removed slices zero. Where any is in float64, the
+            graph's own constants and requests for single precision become float64 too.
         inputs: the flat user inputs, in order.
         pinned: attention keeps the scale of the dense width (tier 4 writes it into the graph).
 
@@ -89,6 +90,7 @@ def evaluate_masked(
         The user's outputs that are tensors.
     """
     special = affected(groups, trace, gone)
+    cast = _double if any(x.dtype == torch.float64 for x in (*tensors.values(), *inputs) if _is_tensor(x)) else _as_is
     env: dict[str, Any] = {}
     waiting = iter(inputs)
     module = trace.program.graph_module
@@ -99,15 +101,15 @@ def evaluate_masked(
     for node in trace.program.graph.nodes:
         if node.op == "placeholder":
             target = trace.targets.get(node.name)
-            env[node.name] = next(waiting) if target is None else _tensor(trace, tensors, target)
+            env[node.name] = next(waiting) if target is None else cast(_tensor(trace, tensors, target))
         elif node.op == "get_attr":
             env[node.name] = getattr(module, node.target)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and not is_assertion(node):  # those are about the types of the dense graph
             args, kwargs = load(node.args), load(dict(node.kwargs))
             if node.name in special:
-                env[node.name] = _on_survivors(groups, trace, special[node.name], gone, env, pinned)
+                env[node.name] = _on_survivors(groups, trace, special[node.name], gone, env, pinned, cast)
             else:
-                env[node.name] = node.target(*_double(args), **_double(kwargs))
+                env[node.name] = node.target(*cast(args), **cast(kwargs))
     return [env[name] for name in trace.program.graph_signature.user_outputs if isinstance(env.get(str(name)), Tensor)]
 
 
@@ -117,12 +119,22 @@ def _tensor(trace: Trace, tensors: Mapping[str, Tensor], name: str) -> Tensor:
         constant = trace.program.constants[name]
         if not isinstance(constant, Tensor):
             raise TypeError(f"{name} is not a tensor")
-        return constant.double() if constant.is_floating_point() else constant
+        return constant
     return found
 
 
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, Tensor)
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
 def _double(item: Any) -> Any:
-    """Requests for single precision inside the graph become double."""
+    """Tensors, and requests for single precision inside the graph, become double."""
+    if isinstance(item, Tensor):
+        return item.double() if item.is_floating_point() else item
     if isinstance(item, torch.dtype):
         return torch.float64 if item in (torch.float32, torch.float16, torch.bfloat16) else item
     if isinstance(item, dict):
@@ -132,7 +144,15 @@ def _double(item: Any) -> Any:
     return item
 
 
-def _on_survivors(groups: Groups, trace: Trace, call: Call, gone: Ids, env: dict[str, Any], pinned: bool) -> Any:
+def _on_survivors(
+    groups: Groups,
+    trace: Trace,
+    call: Call,
+    gone: Ids,
+    env: dict[str, Any],
+    pinned: bool,
+    cast: Callable[[Any], Any],
+) -> Any:
     """Cut the operands to surviving indices, run, and put the results back between zeros."""
     node = call.node
 
@@ -151,7 +171,7 @@ def _on_survivors(groups: Groups, trace: Trace, call: Call, gone: Ids, env: dict
         args[1] = list(args[0].shape[args[0].dim() - len(args[1]) :])
     if pinned and call.key == "aten::scaled_dot_product_attention":
         kwargs["scale"] = float(call.value("query").shape[-1]) ** -0.5
-    found = target(*args, **_double(kwargs))
+    found = target(*cast(args), **cast(kwargs))
     values = trace.values[node.name]
     if isinstance(found, Tensor):
         return _put_back(found, values, _survivors(groups, values, gone))

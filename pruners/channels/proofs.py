@@ -185,7 +185,7 @@ def masked_equivalence(
                 dense = copy.deepcopy(original)
                 dense = _double_(dense) if double else dense
                 zero_(dense, plan)
-                if special and double:
+                if special:
                     wanted = _masked_graph(dense, groups, gone, inputs, plan.tier == 4)
                     found = [item for item in found if isinstance(item, Tensor)]
                 else:
@@ -200,7 +200,7 @@ def masked_equivalence(
             if double and not value <= limit and _loses_precision(groups):
                 continue
             how = "float64" if double else "float32"
-            counted = f", {len(special)} operators on surviving channels" if special and double else ""
+            counted = f", {len(special)} operators on surviving channels" if special else ""
             return Check(name, value <= limit, f"{value:.1e} of the output's spread in {how}{counted}", value, limit)
     return Check(name, False, "the model does not run")
 

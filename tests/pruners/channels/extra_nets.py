@@ -48,6 +48,14 @@ def _einsum_attention(m: Tokens, y: Tensor) -> Tensor:
     return y + m.proj(z.flatten(2))
 
 
+def _relative(m: Net, x: Tensor) -> Tensor:
+    """Rows of a table at distances that the code computes in single precision, as MViTv2 does; the norm counts."""
+    y = m.norm(F.relu(m.c0(x)).mean(3).transpose(1, 2))  # (batch, rows, channels)
+    distance = torch.arange(16)[:, None] * 1.0 - (torch.arange(16)[None] - 15) * 1.0
+    attention = torch.einsum("bqc,qkc->bqk", y, m.table[distance.long()]).softmax(-1)
+    return m.c1((attention @ y).transpose(1, 2).unsqueeze(3))
+
+
 class ArgmaxNet(Outputs):
     def forward(self, x: Tensor) -> object:
         logits = self.fc(F.relu(self.c1(F.relu(self.c0(x)))).mean((2, 3)))
@@ -109,5 +117,10 @@ EXTRA = [
     Case("autocast_region", lambda: _two(_autocast), 0.35),
     Case("einsum_attention", lambda: Tokens(_einsum_attention, 32, **separate_parts()), 0.40),
     Case("rows_of_all_images", lambda: _two(_rows, bn=nn.BatchNorm2d(16), fc0=nn.Linear(16, 24), c1=c(24, 24)), 0.35),
+    Case(
+        "relative_positions",
+        lambda: _two(_relative, norm=nn.LayerNorm(16), table=nn.Parameter(0.1 * torch.randn(31, 16))),
+        0.35,
+    ),
     Case("tensor_split", lambda: _two(lambda m, x: m.c1(sum(torch.tensor_split(m.c0(x), 2, 1))), c0=c(3, 32)), 0.40),
 ]
