@@ -37,7 +37,7 @@ class RunConfig:
     method: str = "magnitude"
     sparsity: str | None = None
     scope: Scope = "global"
-    score: Score = "magnitude"
+    score: Score | None = None
     floor: str = "0.02%"
     schedule: Schedule = "one-shot"
     objective: str | None = None
@@ -246,7 +246,8 @@ def _known_keys(table: Mapping[str, Any], path: Path | str, settable: set[str]) 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     """Fit a value from a flag or TOML to the field's type: numbers to text where text is kept, lists to tuples."""
     flag = "--" + name.replace("_", "-")
-    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if type(None) in get_args(hint):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             valid = ", ".join(map(str, get_args(hint)))
@@ -258,7 +259,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         return value
     if get_origin(hint) is tuple:
         return tuple(str(item) for item in (value if isinstance(value, (list, tuple)) else [value]))
-    wanted = kinds[0]
+    wanted = hint
     if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return repr(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):

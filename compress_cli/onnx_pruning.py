@@ -145,7 +145,7 @@ def _carry_out(config: RunConfig, source: Path, work: Path, scratch: Path, out: 
         options = MagnitudeOptions(
             str(config.sparsity),
             config.scope,
-            config.score,  # type: ignore[arg-type]
+            config.score or "magnitude",  # type: ignore[arg-type]
             config.floor,
             config.ignore,
             config.only,

@@ -58,7 +58,7 @@ ScoreOption = Annotated[
         help="magnitude, lamp, erk or recovery; channels: magnitude, l1, bn, lamp, fpgm, taylor, fisher, measured or "
         "recovery; pagcp: fisher, l1 or measured. measured: magnitude (pagcp: fisher) times what the outputs show when "
         "half of a group is off. recovery (with --calib): what removal costs after the rest made up for it. Default "
-        "magnitude (pagcp: fisher).",
+        "magnitude; channels with --calib: recovery; pagcp: fisher.",
         panel=SELECT,
     ),
 ]

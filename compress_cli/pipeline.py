@@ -250,19 +250,8 @@ def _improve(
 ) -> Facts:
     """Bring accuracy back with what there is: closed form from images, batch norms, training."""
     session, config = job.session, job.session.config
-    if _prunes_while_training(job):
-        pass  # nothing is missing yet that could be recovered
-    elif config.calib and teacher is not None:
-        facts = dataclasses.replace(facts, recovery=_recover(job, quality, module, plan, teacher))
-        job.scores.take("recovered", module)
-    elif config.calib_samples and quality.can_recalibrate:
-        with session.stage("batch norms", "Re-estimating batch-norm statistics"):
-            removed = job.method.removed(module, plan)
-            before = None if teacher is None else quality.original(teacher)
-            record = quality.reestimate_batchnorm_(module, teacher=before, removed=removed)
-        facts = dataclasses.replace(facts, batchnorm=record)
-        if record.get("kept"):
-            job.scores.take("recalibrated", module)
+    if not _prunes_while_training(job):  # else nothing is missing yet that could be restored
+        facts = _restore(job, quality, module, plan, teacher, facts)
     if quality.can_train and config.epochs != 0:
         from compress_cli.training import finetune
         from compress_cli.training.orthogonal import factored_layers
@@ -280,6 +269,30 @@ def _improve(
                 factored=factored,
             )
         facts = dataclasses.replace(facts, training=record)
+    return facts
+
+
+def _restore(
+    job: Job, quality: Quality, module: nn.Module, plan: Any, teacher: nn.Module | None, facts: Facts
+) -> Facts:
+    """Recovery from the images of --calib; batch norms alone for what cannot be traced, and for other images."""
+    session = job.session
+    if session.config.calib and teacher is not None:
+        try:
+            recovery = _recover(job, quality, module, plan, teacher)
+        except UnsupportedModelError as error:
+            session.note(f"not recovered in closed form, batch norms at most: {error}")
+        else:
+            job.scores.take("recovered", module)
+            return dataclasses.replace(facts, recovery=recovery)
+    if session.config.calib_samples and quality.can_recalibrate:
+        with session.stage("batch norms", "Re-estimating batch-norm statistics"):
+            removed = job.method.removed(module, plan)
+            before = None if teacher is None else quality.original(teacher)
+            record = quality.reestimate_batchnorm_(module, teacher=before, removed=removed)
+        if record.get("kept"):
+            job.scores.take("recalibrated", module)
+        return dataclasses.replace(facts, batchnorm=record)
     return facts
 
 

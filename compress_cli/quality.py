@@ -184,9 +184,7 @@ class Quality:
         Raises:
             InputError: there are no calibration images.
         """
-        split = self.data.calib
-        if split is None:
-            raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
+        split = self._calibration_split()
         positions = self._calibration_order(split)[: n or self.data.calib_samples]
         return Calibration(split, positions, self._batch_size(split), torch.device("cpu"))
 
@@ -196,11 +194,18 @@ class Quality:
         Raises:
             InputError: there are no calibration images.
         """
-        split = self.data.calib
-        if split is None:
-            raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
-        positions = self._calibration_order(split)[: n or self.data.calib_samples]
-        return list(split.batches(chunks(positions, self._batch_size(split)), device=self.device))
+        split = self._calibration_split()
+        return self._batches(split, self._calibration_order(split)[: n or self.data.calib_samples])
+
+    def split_batches(self) -> tuple[list[Batch], list[Batch]]:
+        """Images to choose by and others to judge the choice by, those that batch norms are judged by, in memory.
+
+        Raises:
+            InputError: there are no calibration images.
+        """
+        split = self._calibration_split()
+        chosen_by, judged_by = self._norm_images(split)
+        return self._batches(split, chosen_by), self._batches(split, judged_by)
 
     def reestimate_batchnorm_(
         self, module: nn.Module, *, teacher: Original | None = None, removed: Any = None
@@ -261,6 +266,14 @@ class Quality:
                 )
             )
         return tuple(rows)
+
+    def _calibration_split(self) -> Split:
+        if self.data.calib is None:
+            raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
+        return self.data.calib
+
+    def _batches(self, split: Split, positions: Sequence[int]) -> list[Batch]:
+        return list(split.batches(chunks(positions, self._batch_size(split)), device=self.device))
 
     def _norm_images(self, split: Split) -> tuple[list[int], list[int]]:
         """Positions that give statistics, and others that judge them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
-from compress_cli.errors import InputError, UsageError
+from compress_cli.errors import InputError, UnsupportedModelError, UsageError
 from compress_cli.translate import channel_errors
 
 if TYPE_CHECKING:
@@ -20,6 +20,17 @@ RECOVERY = "recovery"
 """Prices after compensation (`compress_cli.recovery.channel_prices`)."""
 MEASURED = "measured"
 """Magnitude inside a group, between groups what the outputs show (`pruners.channels.measuring`)."""
+PLAIN = "magnitude"
+"""What channels are ranked by where nothing better is possible."""
+
+
+def score_of(config: RunConfig) -> str:
+    """The score asked for; else, with images to recover from, what removal costs after recovery.
+
+    By price ResNet-56 recovers to 93.36 / 93.00 / 91.54 at 1.2x / 1.5x / 2x fewer MACs, by magnitude to 93.35 / 92.39 /
+    90.43 (benchmarks/results/recovery.json).
+    """
+    return config.score or (RECOVERY if config.calib else PLAIN)
 
 
 def check_score(config: RunConfig) -> None:
@@ -30,68 +41,71 @@ def check_score(config: RunConfig) -> None:
     """
     from pruners.channels.scores import NEEDS_GRADIENTS, ScoreName
 
-    known = (*get_args(ScoreName), MEASURED, RECOVERY)
-    if config.score not in known:
-        raise UsageError(f"--score {config.score} is for other methods", f"channels take --score {', '.join(known)}")
-    options = _options(config)
-    if config.score == RECOVERY and not config.calib:
+    known, score = (*get_args(ScoreName), MEASURED, RECOVERY), score_of(config)
+    if score not in known:
+        raise UsageError(f"--score {score} is for other methods", f"channels take --score {', '.join(known)}")
+    if score == RECOVERY and not config.calib:
         raise UsageError(
             "--score recovery is measured on images, and the weights that stay are solved on them",
             "add --calib DIR with a few hundred unlabelled images",
         )
-    needs_images = config.score == MEASURED or options.score in NEEDS_GRADIENTS
-    if needs_images and not (config.calib or config.data or config.task):
-        raise UsageError(f"the {config.score} score looks at images", "add --calib DIR, or --data or --task")
+    if score in (MEASURED, *NEEDS_GRADIENTS) and not (config.calib or config.data or config.task):
+        raise UsageError(f"the {score} score looks at images", "add --calib DIR, or --data or --task")
 
 
 class Scorer:
     """Scores of one network by the run's configuration; an analysis is scored once.
 
     Attributes:
-        recorded: what the plan's document says about it.
+        score: what is ranked by; prices that nobody asked for give way to sizes where the network cannot be traced.
     """
 
     def __init__(self, session: Session, quality: Quality | None, module: nn.Module) -> None:
         self.session, self.quality, self.module = session, quality, module
-        self.options = _options(session.config)
-        self.on_images = {RECOVERY: _prices, MEASURED: _measured}.get(session.config.score)
+        self.score = score_of(session.config)
         with session.stage("scores"):
-            self.gradients = None if self.on_images else _gradients(quality, module, self.options.score)
-        if session.config.calib and session.config.score == "magnitude":
-            session.note(
-                "channels are ranked by size: --score recovery prices them by what is lost after the rest made up for "
-                "it, on the images of --calib"
-            )
-        self.recorded = (
-            {"score": session.config.score, "normalise": "none"}
-            if self.on_images
-            else {"score": self.options.score, "normalise": self.options.normaliser}
-        )
+            self._gradients = _gradients(quality, module, self.score)
         self._known: list[tuple[Groups, Any]] = []
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """What the plan's document says about the scores."""
+        on_images = self.score in (RECOVERY, MEASURED)
+        return {"score": self.score, "normalise": "none" if on_images else self._options().normaliser}
 
     def __call__(self, groups: Groups) -> Any:
         """(units,) of each group, higher is more important.
 
         Raises:
             InputError: there are no calibration images.
+            UnsupportedModelError: prices were asked for, and the network cannot be traced.
         """
-        from pruners.channels import score
-
         for known, scores in self._known:
             if known is groups:
                 return scores
-        if self.on_images:
-            found = self.on_images(self.session, self.quality, self.module, groups)
-        else:
-            found = score(self.module, groups, self.options, gradients=self.gradients)
+        found = self._found(groups)
         self._known.append((groups, found))
         return found
 
+    def _found(self, groups: Groups) -> Any:
+        from pruners.channels import score
 
-def _options(config: RunConfig) -> ScoreOptions:
-    from pruners.channels import ScoreOptions
+        if self.score == MEASURED:
+            return _measured(self.session, self.quality, self.module, groups)
+        if self.score == RECOVERY:
+            try:
+                return _prices(self.session, self.quality, self.module, groups)
+            except UnsupportedModelError as error:
+                if self.session.config.score is not None:
+                    raise
+                self.score = PLAIN
+                self.session.note(f"channels are ranked by {PLAIN} instead of what recovery could not restore: {error}")
+        return score(self.module, groups, self._options(), gradients=self._gradients)
 
-    return ScoreOptions("magnitude" if config.score in (RECOVERY, MEASURED) else config.score)  # type: ignore[arg-type]
+    def _options(self) -> ScoreOptions:
+        from pruners.channels import ScoreOptions
+
+        return ScoreOptions(self.score)  # type: ignore[arg-type]
 
 
 def _prices(session: Session, quality: Quality | None, module: nn.Module, groups: Groups) -> Any:
@@ -103,7 +117,7 @@ def _prices(session: Session, quality: Quality | None, module: nn.Module, groups
     from compress_cli.recovering import recovery_errors
     from compress_cli.recovery.channel_prices import channel_prices
 
-    batches, seed = _images(quality), session.config.seed
+    batches, seed = list(_with_images(quality).calibration()), session.config.seed
     with recovery_errors(), session.out.progress("Pricing channels") as bar:
         return channel_prices(module, batches, groups, seed=seed, on_step=bar.update)
 
@@ -118,17 +132,17 @@ def _measured(session: Session, quality: Quality | None, module: nn.Module, grou
     from pruners.channels import ScoreOptions, measured, score
     from pruners.channels.measuring import SAMPLES
 
-    assert quality is not None
-    batches = [tuple(part.to(quality.device) for part in batch) for batch in _images(quality, SAMPLES)]
-    base = score(module, groups, ScoreOptions("magnitude", "none"))
+    quality = _with_images(quality)
+    batches = [tuple(part.to(quality.device) for part in batch) for batch in quality.calibration(SAMPLES)]
+    base = score(module, groups, ScoreOptions(PLAIN, "none"))
     with placed(module, quality.device), session.out.progress("Measuring each group") as bar:
         return measured(module, groups, base, batches, bar.update)
 
 
-def _images(quality: Quality | None, count: int | None = None) -> list[Any]:
+def _with_images(quality: Quality | None) -> Quality:
     if quality is None or not quality.can_recalibrate:
-        raise InputError("there are no calibration images", "pass --calib DIR")
-    return list(quality.calibration(count))
+        raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
+    return quality
 
 
 def _gradients(quality: Quality | None, module: nn.Module, score: str) -> dict[str, Tensor] | None:
@@ -142,8 +156,7 @@ def _gradients(quality: Quality | None, module: nn.Module, score: str) -> dict[s
 
     if score not in NEEDS_GRADIENTS:
         return None
-    if quality is None or not quality.can_recalibrate:
-        raise InputError("there are no calibration images", "pass --calib DIR, or --data with a train/ folder")
+    quality = _with_images(quality)
     batches, loss = _batches(quality, one_by_one=score == "fisher"), _loss(quality)
     with channel_errors():
         return (mean_squared_gradients if score == "fisher" else mean_gradients)(module, batches, loss)

@@ -30,7 +30,7 @@ class Magnitude:
         """A readable sparsity and floor."""
         if config.sparsity is None:
             raise UsageError("magnitude pruning needs a sparsity", "pass the share of zeros, such as --sparsity 0.9")
-        if config.score not in (*SCORES, priced.SCORE):
+        if config.score not in (None, *SCORES, priced.SCORE):
             names = ", ".join(SCORES)
             raise UsageError(
                 f"--score {config.score} ranks channels", f"pass --score {names} or recovery, or add --method channels"
@@ -129,7 +129,7 @@ class Magnitude:
 
 
 def _options(config: RunConfig) -> magnitude.MagnitudeOptions:
-    score = "magnitude" if config.score == priced.SCORE else config.score
+    score = config.score if config.score in SCORES else "magnitude"
     return magnitude.MagnitudeOptions(
         str(config.sparsity), config.scope, score, config.floor, config.ignore, config.only
     )

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from compress_cli.quantities import Limit
     from compress_cli.session import Session
     from pruners.channels import Fitted
-    from pruners.pagcp import Found, PagcpOptions, TaskData
+    from pruners.pagcp import FinalCheck, Found, PagcpOptions, TaskData
 
-SCORES = {"magnitude": None, "fisher": "fisher", "l1": "l1", MEASURED: "fisher"}
-"""`--score` (its default means: the search's own) -> the library's name."""
+SCORES = {None: None, "fisher": "fisher", "l1": "l1", MEASURED: "fisher"}
+"""`--score` -> the library's name; None: the search's own."""
 ROUNDS = 20
 """Sweeps at most on the way to a cost limit."""
 
@@ -183,7 +183,7 @@ class Pagcp(Channels):
                 bound=100 * bound,
                 unit="percent",
                 passed=check.rises[task] <= bound,
-                message="before fine-tuning, on calibration images",
+                message=f"before fine-tuning, on {_judged_by(check)}",
             )
             for task, bound in check.bounds.items()
         )
@@ -284,9 +284,15 @@ def _sensitivity(found: Found) -> list[str]:
     return lines
 
 
+def _judged_by(check: FinalCheck) -> str:
+    seen = "that the search did not see" if check.held_out else "of the search"
+    return f"{check.samples:,} calibration images {seen}"
+
+
 def _check_lines(found: Found) -> list[str]:
     record, check = found.record, found.record.check
     lines = ["", f"{record.quantity}: {record.dense:,} -> {record.found:,} ({record.found / record.dense:.1%})"]
+    lines.append(f"judged on {_judged_by(check)}:")
     for task, rise in check.rises.items():
         bound = f", allowed {check.bounds[task]:.1%}" if task in check.bounds else ""
         lines.append(f"loss of {task}: {check.before[task]:.4g} -> {check.after[task]:.4g} ({rise:+.1%}{bound})")

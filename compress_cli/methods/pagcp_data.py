@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from compress_cli.quality import Quality
 
 
+LEAST_HELD_OUT = 64
+"""Images; a mean loss over fewer says little about a rise of a few percent."""
+
+
 def task_data(quality: Quality, model: nn.Module) -> TaskData:
     """Calibration batches in memory, judged by the tasks' losses, with floors from a constant predictor.
+
+    A part is held out for the final check, unless it were too small to tell anything.
 
     Args:
         model: the original, on the quality's device.
@@ -26,14 +32,16 @@ def task_data(quality: Quality, model: nn.Module) -> TaskData:
     Raises:
         InputError: too few images, or outputs and targets that do not fit.
     """
-    batches = quality.calibration_batches()
+    batches, held_out = quality.split_batches()
+    if sum(map(len, held_out)) < LEAST_HELD_OUT:
+        batches, held_out = quality.calibration_batches(), []
     if sum(map(len, batches)) < 2 or any(len(batch) < 2 for batch in batches):
         raise InputError("the search needs at least two calibration images", "add images, or raise --calib-samples")
     if quality.data.calib_labelled and quality.tasks:
         data = TaskData(batches, _forward, lambda outputs, batch: _losses(quality, outputs, batch))
     else:
-        data = _teacher_data(model, batches)
-    return dataclasses.replace(data, floors=constant_floors(data, model))
+        data = _teacher_data(model, batches, held_out)
+    return dataclasses.replace(data, held_out=held_out, floors=constant_floors(data, model))
 
 
 def _forward(model: nn.Module, batch: Any) -> dict[str, Tensor]:
@@ -44,11 +52,11 @@ def _losses(quality: Quality, outputs: Any, batch: Any) -> dict[str, Tensor]:
     return {task.name: task.losses(outputs, _batch(batch).target) for task in quality.tasks}
 
 
-def _teacher_data(model: nn.Module, batches: list[Batch]) -> TaskData:
+def _teacher_data(model: nn.Module, batches: list[Batch], held_out: list[Batch]) -> TaskData:
     """Every output of the original is a task: squared distance to it, over its variance (1 for a constant output)."""
     with evaluating(model):
-        outputs = [_forward(model, batch) for batch in batches]
-    wanted = {id(batch): found for batch, found in zip(batches, outputs, strict=True)}
+        outputs = [_forward(model, batch) for batch in (*batches, *held_out)]
+    wanted = {id(batch): found for batch, found in zip((*batches, *held_out), outputs, strict=True)}
     floating = [name for name, value in outputs[0].items() if value.is_floating_point()]
     if not floating:
         raise InputError("the network's outputs are no real numbers to compare", "pass labelled data with --task FILE")

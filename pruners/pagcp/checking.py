@@ -60,4 +60,5 @@ def judge_cut(
         holds=all(found[task] <= bound for task, bound in bounds.items()) if bounds else None,
         worst=worst,
         backed_off=0,
+        samples=len(next(iter(before.values()))),
     )

@@ -60,6 +60,7 @@ class FinalCheck:
         holds: every task within its bound; None without bounds.
         worst: the task closest to its bound or farthest above it; empty without bounds.
         backed_off: how often channels were given back because a bound did not hold.
+        samples: what it judged by; `held_out`: the search had not seen them.
     """
 
     before: Mapping[str, float]
@@ -69,6 +70,8 @@ class FinalCheck:
     holds: bool | None
     worst: str
     backed_off: int
+    samples: int = 0
+    held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class SearchRecord:
 
     Attributes:
         quantity: `macs` or `params`; `dense` and `found` are its values before and after, `target` the limit.
-        samples: calibration samples.
+        samples: calibration samples of the search.
         floors: eps by task, part of every relative rise.
         decay: of the tolerances (sweep).
         full_forwards: passes over all samples in full-forward equivalents, MACs answered by the cache left out;

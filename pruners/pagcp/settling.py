@@ -30,6 +30,7 @@ class Searched:
 
     groups: Groups
     cut: Cut | Swept
+    samples: int
     effort: Effort
     full_forwards: float
     sensitivity: tuple[Sensitivity, ...]

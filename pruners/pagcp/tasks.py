@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class TaskData:
             original (teacher matching), as all their gradients vanish there. With random signs v, <v, outputs> gives
             the Gauss-Newton form: the expected square of its derivative is |d outputs / d gate|^2.
         floors: task -> eps added to both losses of a relative rise; without it a loss near 0 rejects everything.
+        held_out: batches that the search does not see, for the final check; empty: it sees the search's.
     """
 
     batches: Sequence[Any]
@@ -34,6 +35,16 @@ class TaskData:
     losses: Callable[[Any, Any], Mapping[str, Tensor]]
     floors: Mapping[str, float] = field(default_factory=dict)
     probes: Callable[[Any, Any], Mapping[str, Tensor]] | None = None
+    held_out: Sequence[Any] = ()
+
+    def for_check(self, model: nn.Module) -> tuple[TaskData, Losses]:
+        """What the final check judges by, and the model's losses there: held out, where every task has a target."""
+        if self.held_out:
+            judged = replace(self, batches=self.held_out, held_out=())
+            before = evaluate(judged, model)
+            if not any(bool(values.isnan().all()) for values in before.values()):
+                return judged, before
+        return self, evaluate(self, model)
 
 
 def of_batch(data: TaskData, model: nn.Module, batch: Any) -> Losses:

@@ -145,6 +145,21 @@ def test_limits_on_the_losses_alone_hold_for_every_task() -> None:
     assert all(gate["passed"] for gate in report("swept")["gates"])
 
 
+def test_limits_are_checked_on_images_that_the_search_did_not_see() -> None:
+    """160 images: 64 to search by leave 96, which is enough; the last quarter of all, 40, would not be."""
+    flags = ["--max-loss-rise", "10%", "--no-export", "--epochs", "0"]
+    assert prune(*flags, "--calib-samples", "64", "-o", "unseen") == 0
+    record = json.loads(Path("unseen/plan.json").read_text())["pagcp"]
+    assert (record["samples"], record["check"]["samples"], record["check"]["held_out"]) == (64, 96, True)
+    gates = report("unseen")["gates"]
+    assert {gate["message"] for gate in gates} == {
+        "before fine-tuning, on 96 calibration images that the search did not see"
+    }
+    assert prune(*flags, "-o", "seen") == 0
+    record = json.loads(Path("seen/plan.json").read_text())["pagcp"]
+    assert (record["samples"], record["check"]["samples"], record["check"]["held_out"]) == (160, 160, False)
+
+
 def test_a_rise_beyond_the_limit_is_a_failed_gate_that_names_the_task() -> None:
     flags = ["--max-flops", "40%", "--max-loss-rise", "map=0.1%", "--no-export", "--epochs", "0"]
     assert prune(*flags, "-o", "missed") == 1

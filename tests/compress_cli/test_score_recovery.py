@@ -12,6 +12,7 @@ from PIL import Image
 
 from compress_cli.app import run as compress
 from compress_cli.checkpoint import load_module
+from compress_cli.recovery import CannotTrace, channel_prices
 from tests.recovery.nets import images, randomise
 
 NET = """
@@ -85,6 +86,39 @@ def test_channels_by_price_meet_the_budget(folder: Path) -> None:
     assert found["head.weight"].shape[0] == 5
     plan = json.loads((folder / "run" / "plan.json").read_text())
     assert plan["options"]["score"] == "recovery"
+
+
+def test_images_to_recover_from_make_prices_the_default_for_channels_only(folder: Path) -> None:
+    def without_score(*more: str, calib: bool) -> None:
+        words = call(folder, *more, "--overwrite", calib=calib)
+        place = words.index("--score")
+        assert compress([*words[:place], *words[place + 2 :]]) == 0
+
+    channels = ("--method", "channels", "--max-flops", "60%")
+    without_score(*channels, calib=True)
+    assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "recovery"
+    without_score(*channels, calib=False)
+    assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
+    without_score("--sparsity", "0.5", calib=True)
+    assert json.loads((folder / "run" / "plan.json").read_text())["score"] == "magnitude"
+
+
+def test_a_network_without_prices_is_ranked_by_size_unless_prices_were_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CannotTrace("original", "a branch on values")
+
+    monkeypatch.setattr(channel_prices, "channel_prices", refuse)
+    words = call(folder, "--method", "channels", "--max-flops", "60%")
+    assert compress(words) == 3
+    assert "a branch on values" in json.loads(capsys.readouterr().out)["error"]["message"]
+    place = words.index("--score")
+    assert compress([*words[:place], *words[place + 2 :]]) == 0
+    assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert any("ranked by magnitude" in note and "a branch on values" in note for note in report["notes"])
+    assert report["recovery"]["kept"]
 
 
 @pytest.mark.parametrize("budget", [("--sparsity", "0.7"), ("--method", "channels", "--max-flops", "60%")])

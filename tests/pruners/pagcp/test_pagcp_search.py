@@ -31,6 +31,8 @@ from pruners.pagcp import (
     plan,
     reference,
 )
+from pruners.pagcp.oracle import reestimate_batchnorm_
+from pruners.pagcp.tasks import rises
 from tests.pruners.pagcp.pagcp_nets import Parallel, parallel_data, two_head_data, two_heads
 
 EXAMPLE = (torch.zeros(2, 1, 6, 6),)
@@ -278,6 +280,43 @@ def test_bounds_hold_on_the_cut_model_or_channels_come_back(net: nn.Module, grou
     for task, bound in options.max_rise.items():
         assert (after[task] + data.floors[task]) / (before[task] + data.floors[task]) - 1 <= bound
     assert found.record.check.holds is True
+
+
+def test_the_check_judges_by_what_the_search_did_not_see(net: nn.Module, groups: Groups, data: TaskData) -> None:
+    """Inputs twice as large, where the losses rise by 5 % with channels that cost 2 % where they were searched for."""
+    made = two_head_data(net, samples=72, seed=4)
+    unseen = dataclasses.replace(made, batches=[(2 * x, target) for x, target in made.batches])
+    options = PagcpOptions(max_rise={"label": 0.03, "map": 0.03}, probe=0)
+    blind = plan(net, EXAMPLE, data, options, groups=groups)
+    assert blind.record.check.held_out is False
+    assert blind.record.check.samples == blind.record.samples == 96
+    found = plan(net, EXAMPLE, dataclasses.replace(data, held_out=unseen.batches), options, groups=groups)
+    check = found.record.check
+    assert (check.held_out, check.samples, found.record.samples) == (True, 72, 96)
+    assert check.before == pytest.approx(total(evaluate(unseen, net)))
+    assert check.holds is True
+    assert found.record.steps == blind.record.steps  # the search itself saw the same
+
+    def worst(removed: list[tuple[int, ...]]) -> float:
+        small = cut(net, groups, {place: list(units) for place, units in enumerate(removed)})
+        reestimate_batchnorm_(small, data)
+        return max(rises(evaluate(unseen, small), evaluate(unseen, net), data.floors).values())
+
+    assert worst(choices(blind)) > 0.03 >= worst(choices(found))
+    assert check.backed_off > 0
+
+
+def test_a_held_out_part_without_targets_for_a_task_is_not_judged_by(
+    net: nn.Module, groups: Groups, data: TaskData
+) -> None:
+    unmapped = two_head_data(net, samples=24, seed=5, missing=24)
+    options = PagcpOptions(max_rise={"map": 0.1}, probe=0)
+    found = plan(net, EXAMPLE, dataclasses.replace(data, held_out=unmapped.batches), options, groups=groups)
+    assert (found.record.check.held_out, found.record.check.samples) == (False, 96)
+    unmapped = two_head_data(net, samples=24, missing=24)
+    searched = dataclasses.replace(unmapped, floors=data.floors, held_out=data.batches)
+    with pytest.raises(BadChannelOptions, match="no calibration sample has a target for the task 'map'"):
+        plan(net, EXAMPLE, searched, options, groups=groups)
 
 
 def test_final_check_equals_losses_of_the_cut_model(net: nn.Module, groups: Groups, data: TaskData) -> None:
