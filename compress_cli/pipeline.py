@@ -328,6 +328,8 @@ def _finish(job: Job, plan: Any, facts: Facts, original: ExportResult | None) ->
             module = _reload(job)
         job.loaded.forget()
     job.scores.take("final", module)
+    if facts.training is not None:
+        job.scores.warn_of_harm()
     facts = dataclasses.replace(facts, complexity_after=_complexity(job, module))
     shipment = Shipment()
     if original is not None and module is not None and job.session.last:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from compress_cli.session import Session
 
 
+NOTICED = 0.001
+"""Relative; a smaller change of a metric is not worth a warning."""
+
+
 class Scores:
     """Evaluates at each stage; what an interrupted run of the same folder has measured is kept."""
 
@@ -43,6 +47,23 @@ class Scores:
         self._session.out.info("  " + ", ".join(f"{name} {score.value:.2f}" for name, score in found.items()))
         record: dict[str, Any] = {name: dataclasses.asdict(score) for name, score in found.items()}
         self._session.folder.finish_stage(f"scores {stage}", record)
+
+    def warn_of_harm(self) -> None:
+        """Say so where training has left a metric worse than it was right before."""
+        stages = [stage for stage in self._by_stage if stage not in ("original", "final")]
+        if self._quality is None or not stages or "final" not in self._by_stage:
+            return
+        before, after = self._by_stage[stages[-1]], self._by_stage["final"]
+        for task in self._quality.tasks:
+            if task.name not in after or task.metric is None:
+                continue
+            had, has = before[task.name].value, after[task.name].value
+            loss = had - has if task.metric.higher_is_better else has - had
+            if loss > NOTICED * abs(had):
+                self._session.warn(
+                    f"fine-tuning made {task.name} worse: {had:.2f} before it, {has:.2f} after;"
+                    " train for longer, or with a lower --lr"
+                )
 
     def rows(self) -> tuple[TaskRow, ...]:
         """One row per task for the report."""
