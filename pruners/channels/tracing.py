@@ -109,11 +109,16 @@ def export(model: nn.Module, entry: Entry, dynamic_shapes: Any = None) -> Export
         raise CannotTrace(entry.mode, _first_line(error)) from error
 
 
+def _copy(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """`aten.copy`, what a write into a slice becomes, in operators that have a derivative."""
+    return src.to(self.dtype).expand(self.shape)
+
+
 def functional(program: ExportedProgram, mode: Mode) -> ExportedProgram:
-    """Replace in-place writes by pure operators (an empty decomposition table changes hardly anything else)."""
+    """Replace in-place writes by pure operators (a table for nothing else changes hardly anything else)."""
     try:
         with quiet(), torch.no_grad():
-            pure: ExportedProgram = program.run_decompositions(decomp_table={})
+            pure: ExportedProgram = program.run_decompositions(decomp_table={torch.ops.aten.copy.default: _copy})
             return pure
     except Exception as error:
         raise CannotTrace(mode, _first_line(error)) from error

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from tests.pruners.channels.net_parts import Case, Net, Outputs, Tokens, c, separate_parts
 
@@ -25,6 +26,13 @@ def _shift(m: Net, x: Tensor) -> Tensor:
 def _write(m: Net, x: Tensor) -> Tensor:
     y = m.c0(x)
     y[:, :8] = 2 * y[:, :8]
+    return m.c1(y)
+
+
+def _write_at_random(m: Net, x: Tensor) -> Tensor:
+    """In train mode only the trace has pure operators: nothing else draws numbers."""
+    y = m.drop(m.c0(x))
+    y[:, :8] += m.c0(x)[:, :8]
     return m.c1(y)
 
 
@@ -112,6 +120,7 @@ EXTRA = [
     Case("amax_gate", lambda: _two(lambda m, x: m.c1((y := m.c0(x)) * torch.sigmoid(y.amax(1, keepdim=True)))), 0.35),
     Case("weight_norm", _weight_normed, 0.35),
     Case("slice_write", lambda: _two(_write), 1.0),
+    Case("slice_write_at_random", lambda: _two(_write_at_random, drop=StochasticDepth(0.5, "row")), 1.0),
     Case("alias_add", lambda: _two(_alias), 1.0),
     Case("never_called", lambda: _two(lambda m, x: m.c1(F.relu(m.c0(x))), spare=c(3, 16)), 0.6),
     Case("autocast_region", lambda: _two(_autocast), 0.35),

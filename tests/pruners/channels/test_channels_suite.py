@@ -17,7 +17,7 @@ from tests.pruners.channels.picking import pick
 SIZES_IN_CODE = {
     "linear_view_conv", "channel_slice", "split_uneven", "shuffle_hardcoded", "optionA_pad", "layer_scale_fixed_shape",
     "gram_matrix", "attn_qkv_fixed", "attn_separate_fixed", "mha", "shift_into_zeros", "slice_write", "alias_add",
-    "rows_of_all_images",
+    "slice_write_at_random", "rows_of_all_images",
 }  # fmt: skip
 """Their forward holds sizes as numbers: cutting tensors alone cannot be right."""
 
