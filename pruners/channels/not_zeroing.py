@@ -76,21 +76,28 @@ def changed_operators(groups: Groups, gone: Ids) -> list[str]:
 
 
 def evaluate_masked(
-    groups: Groups, trace: Trace, gone: Ids, tensors: Mapping[str, Tensor], inputs: list[Any], pinned: bool = False
+    groups: Groups,
+    trace: Trace,
+    gone: Ids,
+    tensors: Mapping[str, Tensor],
+    inputs: list[Any],
+    pinned: bool = False,
+    double: bool = True,
 ) -> list[Tensor]:
     """Run a dense graph on zeroed tensors, with every affected operator on its surviving indices only.
 
     Args:
-        tensors: parameters, buffers and plain tensors by name, removed slices zero. Where any is in float64, the
-            graph's own constants and requests for single precision become float64 too.
+        tensors: parameters, buffers and plain tensors by name, removed slices zero.
         inputs: the flat user inputs, in order.
         pinned: attention keeps the scale of the dense width (tier 4 writes it into the graph).
+        double: tensors and inputs are in float64; the graph's constants and requests for single precision become so.
+            What the forward makes in single precision by default stays as it is made, as in the module itself.
 
     Returns:
         The user's outputs that are tensors.
     """
     special = affected(groups, trace, gone)
-    cast = _double if any(x.dtype == torch.float64 for x in (*tensors.values(), *inputs) if _is_tensor(x)) else _as_is
+    cast = _double if double else _as_is
     env: dict[str, Any] = {}
     waiting = iter(inputs)
     module = trace.program.graph_module
@@ -101,7 +108,7 @@ def evaluate_masked(
     for node in trace.program.graph.nodes:
         if node.op == "placeholder":
             target = trace.targets.get(node.name)
-            env[node.name] = next(waiting) if target is None else cast(_tensor(trace, tensors, target))
+            env[node.name] = next(waiting) if target is None else _tensor(trace, tensors, target, double)
         elif node.op == "get_attr":
             env[node.name] = getattr(module, node.target)
         elif node.op == "call_function" and not is_assertion(node):  # those are about the types of the dense graph
@@ -113,18 +120,14 @@ def evaluate_masked(
     return [env[name] for name in trace.program.graph_signature.user_outputs if isinstance(env.get(str(name)), Tensor)]
 
 
-def _tensor(trace: Trace, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _tensor(trace: Trace, tensors: Mapping[str, Tensor], name: str, double: bool) -> Tensor:
     found = tensors.get(name)
     if found is None:
         constant = trace.program.constants[name]
         if not isinstance(constant, Tensor):
             raise TypeError(f"{name} is not a tensor")
-        return constant
+        return constant.double() if double and constant.is_floating_point() else constant
     return found
-
-
-def _is_tensor(item: Any) -> bool:
-    return isinstance(item, Tensor)
 
 
 def _as_is(item: Any) -> Any:
@@ -132,9 +135,7 @@ def _as_is(item: Any) -> Any:
 
 
 def _double(item: Any) -> Any:
-    """Tensors, and requests for single precision inside the graph, become double."""
-    if isinstance(item, Tensor):
-        return item.double() if item.is_floating_point() else item
+    """Requests for single precision inside the graph become double."""
     if isinstance(item, torch.dtype):
         return torch.float64 if item in (torch.float32, torch.float16, torch.bfloat16) else item
     if isinstance(item, dict):
@@ -171,7 +172,7 @@ def _on_survivors(
         args[1] = list(args[0].shape[args[0].dim() - len(args[1]) :])
     if pinned and call.key == "aten::scaled_dot_product_attention":
         kwargs["scale"] = float(call.value("query").shape[-1]) ** -0.5
-    found = target(*cast(args), **cast(kwargs))
+    found = target(*args, **cast(kwargs))
     values = trace.values[node.name]
     if isinstance(found, Tensor):
         return _put_back(found, values, _survivors(groups, values, gone))

@@ -38,6 +38,7 @@ from pruners.channels.planning import kept_values, removed_roots
 from pruners.channels.propagate import Trace, propagate, read_graph
 from pruners.channels.tracing import doubled, mode_of, quiet
 
+SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 DOUBLE_LIMIT = 1e-9
 TRAIN_LIMIT = 1e-6
 NUDGE, UNSTABLE = 1e-10, 1e-4
@@ -186,7 +187,7 @@ def masked_equivalence(
                 dense = _double_(dense) if double else dense
                 zero_(dense, plan)
                 if special:
-                    wanted = _masked_graph(dense, groups, gone, inputs, plan.tier == 4)
+                    wanted = _masked_graph(dense, groups, gone, inputs, plan.tier == 4, double=double)
                     found = [item for item in found if isinstance(item, Tensor)]
                 else:
                     wanted = _run(dense, inputs)
@@ -194,7 +195,7 @@ def masked_equivalence(
                 if double:
                     continue
                 return Check(name, False, f"{type(error).__name__}: {error}"[:300], None, limit)
-            if double and any(x.dtype in (torch.float32, torch.float16, torch.bfloat16) for x in found):
+            if double and any(x.dtype in SINGLE for x in found):
                 continue
             value = difference(wanted, found)
             if double and not value <= limit and _loses_precision(groups):
@@ -215,9 +216,12 @@ def _double_(model: nn.Module) -> nn.Module:
 
 
 def _loses_precision(groups: Groups) -> bool:
-    """The code itself casts to single precision."""
-    targets = {str(node.target) for node in groups.traces[0].program.graph.nodes}
-    return any("_to_copy" in target or "autocast" in target for target in targets)
+    """The code itself asks for single precision, or less."""
+    return any(
+        "autocast" in str(node.target)
+        or any(leaf in SINGLE for leaf in pytree.tree_leaves((list(node.args), dict(node.kwargs))))
+        for node in groups.traces[0].program.graph.nodes
+    )
 
 
 def _masked_graph(
@@ -227,11 +231,12 @@ def _masked_graph(
     inputs: Sequence[Any],
     pinned: bool,
     trace: Trace | None = None,
+    double: bool = True,
 ) -> list[Tensor]:
     tensors = {name: tensor.detach() for name, tensor, _ in named_tensors(dense)}
     flat = pytree.tree_leaves(tuple(inputs))
     with torch.no_grad():
-        return evaluate_masked(groups, trace or groups.traces[0], gone, tensors, flat, pinned)
+        return evaluate_masked(groups, trace or groups.traces[0], gone, tensors, flat, pinned, double)
 
 
 def permutation(original: nn.Module, example_inputs: Sequence[Any], groups: Groups) -> Check:

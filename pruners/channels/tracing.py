@@ -129,12 +129,20 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
 
 
-_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
+_ASSERTIONS = frozenset(
+    {
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "_assert_async",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+    }
+)
 
 
 def is_assertion(node: torch.fx.Node) -> bool:
     """Whether a node only checks the types, sizes or values of the traced run, and makes nothing."""
-    return any(name in str(node.target) for name in _ASSERTIONS)
+    return str(node.target).removeprefix("aten.").partition(".")[0] in _ASSERTIONS
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([^\n]+)')

@@ -64,6 +64,38 @@ def _relative(m: Net, x: Tensor) -> Tensor:
     return m.c1((attention @ y).transpose(1, 2).unsqueeze(3))
 
 
+def _tokens(m: Net, x: Tensor, made: Callable[[int], Tensor]) -> Tensor:
+    """(batch, rows, channels) through a norm, which counts the channels, times what the forward makes itself."""
+    return m.c1((m.norm(F.relu(m.c0(x)).mean(3).transpose(1, 2)) * made(16)).transpose(1, 2).unsqueeze(3))
+
+
+def _single(m: Net, x: Tensor) -> Tensor:
+    """The code casts its result, and a buffer is in float64: only the proof in single precision applies."""
+    y = m.norm(F.relu(m.c0(x)).mean(3).transpose(1, 2) + m.shift.to(x.dtype))
+    return m.c1(y.transpose(1, 2).unsqueeze(3))
+
+
+class SingleOutput(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).float()
+
+
+def _in_single() -> nn.Module:
+    return SingleOutput(_single, c0=c(3, 16), c1=c(16, 24), norm=nn.LayerNorm(16), shift=torch.ones(1).double())
+
+
+def _written_rows(rows: int) -> Tensor:
+    table = torch.zeros(rows, 1)
+    table[:, 0] = torch.arange(rows) / rows
+    table[:2].mul_(3.0)
+    return table
+
+
+def _sinusoids(rows: int) -> Tensor:
+    places = torch.arange(rows).float()[:, None] * torch.exp(torch.linspace(0, -2, 1))
+    return places.sin() + torch.exp(-places * places)
+
+
 class ArgmaxNet(Outputs):
     def forward(self, x: Tensor) -> object:
         logits = self.fc(F.relu(self.c1(F.relu(self.c0(x)))).mean((2, 3)))
@@ -126,6 +158,9 @@ EXTRA = [
     Case("autocast_region", lambda: _two(_autocast), 0.35),
     Case("einsum_attention", lambda: Tokens(_einsum_attention, 32, **separate_parts()), 0.40),
     Case("rows_of_all_images", lambda: _two(_rows, bn=nn.BatchNorm2d(16), fc0=nn.Linear(16, 24), c1=c(24, 24)), 0.35),
+    Case("made_by_writes", lambda: _two(lambda m, x: _tokens(m, x, _written_rows), norm=nn.LayerNorm(16)), 0.35),
+    Case("made_in_float32", lambda: _two(lambda m, x: _tokens(m, x, _sinusoids), norm=nn.LayerNorm(16)), 0.35),
+    Case("single_precision", _in_single, 0.35),
     Case(
         "relative_positions",
         lambda: _two(_relative, norm=nn.LayerNorm(16), table=nn.Parameter(0.1 * torch.randn(31, 16))),

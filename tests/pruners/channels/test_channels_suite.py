@@ -62,6 +62,17 @@ def test_sizes_in_code_run_as_the_rewritten_graph(case: Case) -> None:
     assert torch.equal(fresh(*inputs), fitted.model(*inputs))
 
 
+def test_single_precision_is_judged_on_surviving_channels_too() -> None:
+    case = next(case for case in EXTRA if case.name == "single_precision")
+    model, inputs = make(case), example()
+    groups = analyse(model, inputs)
+    fitted = fit(model, inputs, groups, lambda g: make_plan(g, pick(g, model, 0.5)), tiers=(1,))
+    (check,) = [check for check in fitted.proof.checks if check.name == "masked equivalence"]
+    assert check.detail.endswith("in float32, 1 operators on surviving channels")
+    assert check.value is not None
+    assert check.value < 1e-5
+
+
 def test_training_of_a_rewritten_graph_moves_weights_and_statistics() -> None:
     case = next(case for case in SUITE if case.name == "optionA_pad")
     model, inputs = make(case), example()
