@@ -6,10 +6,14 @@ first, with weights and inverse brought up to date after each, so that a unit's 
 gone; all layers that read the group's channels count, each weighted by how much the network's outputs feel its own.
 Half way the network is run with the compensated weights: what the outputs then show, over what the prices say, is the
 factor for the group's prices (`reaction.py`). Last they are divided by the MACs that the unit saves.
+
+Groups that no such layer reads, queries and keys of attention, inputs of grouped convolutions or of layers too wide to
+solve at once, are ranked by size, in the same currency: what the outputs show when the smaller half of them is off.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress_cli.recovery.errors import CannotTrace
 from compress_cli.recovery.images import arrange
 from compress_cli.recovery.jobs import output_offset
 from compress_cli.recovery.normal import NormalEquations
@@ -27,7 +32,7 @@ from compress_cli.recovery.sampling import sampled_patches
 from compress_cli.recovery.sensitivity import sensitivities
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import Call, Traced, trace
-from pruners.channels import CostModel, Group, Groups
+from pruners.channels import CostModel, Group, Groups, ScoreOptions, score
 from pruners.channels.measuring import filled
 
 RIDGE = 1e-3
@@ -100,7 +105,7 @@ def channel_prices(
         seed, options, on_step: as in `recover`.
 
     Raises:
-        NoImages, CannotTrace: as in `recover`.
+        NoImages, CannotTrace: as in `recover`; also where no output has a derivative.
     """
     options, report = options or RecoveryOptions(), on_step or (lambda done, total, text: None)
     images = arrange(batches, options.batch_size, options.holdout, seed)
@@ -108,9 +113,11 @@ def channel_prices(
     parts = [tuple(part.to(device) for part in batch) for batch in images.batches[: images.fitted]]
     traced = trace(dense, parts[0], "original")
     feelings = sensitivities(traced, parts[: max(SENSITIVE_IMAGES // images.size, 1)], seed)
+    if not feelings:
+        raise CannotTrace("original", "none of its outputs has a derivative, which prices need")
     stream = Stream(traced, parts, options.memory, device)
     generator = torch.Generator().manual_seed(seed)
-    calls = [call for call in traced.calls() if call.geometry.groups == 1 and call.weight in feelings]
+    calls = [call for call in traced.calls() if call.weight in feelings and _solvable(call, traced, options.columns)]
     read = {member.tensor for group in groups.groups for member in group.members}
     readers: dict[str, Reader] = {}
     wanted = [call for call in calls if call.weight in read]
@@ -125,17 +132,40 @@ def channel_prices(
     reaction = Reaction(traced, parts[: max(MEASURED_IMAGES // images.size, 1)], options.memory)
     readings = [_reading(group, traced, readers) for group in groups.groups]
     first = {call.weight: place for place, call in reversed(list(enumerate(wanted)))}
-    order = sorted(range(len(readings)), key=lambda k: min((first[name] for name, _, _ in readings[k]), default=0))
+    sized = [place for place, reading in enumerate(readings) if not reading]
+    order = [place for place, reading in enumerate(readings) if reading]
+    order.sort(key=lambda place: min(first[name] for name, _, _ in readings[place]))
     prices: list[NDArray[np.float64]] = [np.zeros(group.units) for group in groups.groups]
-    known: list[float | None] = [None] * len(prices)
-    for done, place in enumerate(order):
+    known: dict[int, float | None] = {}
+    sizes = score(dense, groups, ScoreOptions("magnitude", "none")) if sized else []
+    for done, place in enumerate((*sized, *order)):
         report(len(wanted) + done, steps, groups.groups[place].name)
-        reaction.settle({name for later in order[done:] for name, _, _ in readings[later]})
-        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(len(prices[place]))]
-        values, known[place] = _prices(len(saved), readings[place], reaction)
+        if place in sized:
+            values, known[place] = sizes[place], _seen(groups.groups[place], sizes[place], reaction)
+        else:
+            reaction.settle({name for later in order[done - len(sized) :] for name, _, _ in readings[later]})
+            values, known[place] = _prices(len(prices[place]), readings[place], reaction)
+        saved = [max(cost.saving(place, unit).macs, 1) for unit in range(len(values))]
         prices[place] = values / np.asarray(saved, dtype=np.float64)
         readings[place] = []  # its inverses
-    return [values * factor for values, factor in zip(prices, filled(known), strict=True)]
+    for kind in (sized, order):  # what could not be measured takes the median of its kind
+        for place, factor in zip(kind, filled([known[place] for place in kind]), strict=True):
+            prices[place] = prices[place] * factor
+    return prices
+
+
+def _solvable(call: Call, traced: Traced, columns: int) -> bool:
+    """Whether the layer's inputs can be removed and made up for: every output reads all of them, and they are few."""
+    weight = traced.tensors()[call.weight]
+    return call.geometry.groups == 1 and call.geometry.matrix(weight.detach()).shape[1] <= columns
+
+
+def _seen(group: Group, sizes: NDArray[np.float64], reaction: Reaction) -> float | None:
+    """What the outputs show without the smaller half of a group, over the sum of its sizes."""
+    smaller = np.argsort(sizes, kind="stable")[: max(1, len(sizes) // 2)]
+    total = float(sizes[smaller].sum())
+    found = reaction.error_without(group, smaller.tolist()) / total if total > 0 else 0.0
+    return found if math.isfinite(found) and found > 0 else None
 
 
 @torch.no_grad()
@@ -159,13 +189,13 @@ def _reader(
 
 
 def _reading(group: Group, traced: Traced, readers: dict[str, Reader]) -> Reading:
+    """The layers that read a group; empty where one that reads it cannot be solved."""
     dims = {call.weight: 0 if call.geometry.kind == "transposed" else 1 for call in traced.calls()}
+    read = [member for member in group.members if member.dim == dims.get(member.tensor)]
+    if any(member.tensor not in readers for member in read):
+        return []
     own = {name: replace(reader) for name, reader in readers.items()}  # other groups read the same layers
-    return [
-        (member.tensor, own[member.tensor], own[member.tensor].columns(member.index))
-        for member in group.members
-        if member.tensor in readers and member.dim == dims[member.tensor]
-    ]
+    return [(member.tensor, own[member.tensor], own[member.tensor].columns(member.index)) for member in read]
 
 
 def _prices(units: int, reading: Reading, reaction: Reaction) -> tuple[NDArray[np.float64], float | None]:

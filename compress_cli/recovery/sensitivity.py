@@ -31,7 +31,7 @@ def sensitivities(traced: Traced, batches: Sequence[Batch], seed: int = 0) -> di
 
     Returns:
         weight name -> (groups, outputs per group): squared derivative of a random projection of the outputs (each
-        scaled to unit spread), summed over positions, mean over images.
+        scaled to unit spread), summed over positions, mean over images. Empty where no output has a derivative.
     """
     sums: dict[str, Tensor] = {}
     for squares in _squared_gradients(traced, batches, seed, 1):
@@ -81,7 +81,10 @@ def _squared_gradients(
             values = traced.evaluate(order, known, keep)
             layers = [values[call.node] for call in reached]
             for left in reversed(range(projections)):
-                loss = sum(_projection(values[node], generator) for node in traced.outputs)
+                felt = [node for node in traced.outputs if values[node].requires_grad]
+                if not felt:
+                    break  # outputs such as comparisons, of which nothing is felt
+                loss = sum(_projection(values[node], generator) for node in felt)
                 gradients = torch.autograd.grad(loss, layers, allow_unused=True, retain_graph=left > 0)  # type: ignore[arg-type]
                 for call, gradient in zip(reached, gradients, strict=True):
                     if gradient is not None:

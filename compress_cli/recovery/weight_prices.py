@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress_cli.recovery.errors import DoNotMatch
+from compress_cli.recovery.errors import CannotTrace, DoNotMatch
 from compress_cli.recovery.images import arrange
 from compress_cli.recovery.jobs import output_offset
 from compress_cli.recovery.normal import NormalEquations, ridge_changes
@@ -88,6 +88,8 @@ def error_curves(
     parts = [tuple(part.to(device) for part in batch) for batch in images.batches[: images.fitted]]
     traced = trace(dense, parts[0], "original")
     feelings = sensitivities(traced, parts[: max(SENSITIVE_IMAGES // images.size, 1)], seed)
+    if not feelings:
+        raise CannotTrace("original", "none of its outputs has a derivative, which prices need")
     calls: dict[str, list[Call]] = {}
     for call in traced.calls():
         calls.setdefault(call.weight, []).append(call)
