@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from compress_cli.errors import InputError, UnsupportedModelError, UsageError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compress_cli.config import RunConfig
     from compress_cli.quality import Quality
     from compress_cli.session import Session
-    from pruners.channels import Groups, ScoreOptions
+    from pruners.channels import Group, Groups, ScoreOptions
 
 RECOVERY = "recovery"
 """Prices after compensation (`compress_cli.recovery.channel_prices`)."""
@@ -54,22 +54,22 @@ def check_score(config: RunConfig) -> None:
 
 
 class Scorer:
-    """Scores of one network by the run's configuration; an analysis is scored once.
+    """Scores of one network by the run's configuration; a unit is looked at once, by the runs that share a session too.
 
     Attributes:
-        score: what is ranked by; prices that nobody asked for give way to sizes where the network cannot be traced.
+        score: what was ranked by last; prices that nobody asked for give way to sizes where a network has none.
     """
 
     def __init__(self, session: Session, quality: Quality | None, module: nn.Module) -> None:
         self.session, self.quality, self.module = session, quality, module
-        self.score = score_of(session.config)
+        self.score = self._wanted = score_of(session.config)
         with session.stage("scores"):
             self._gradients = _gradients(quality, module, self.score)
-        self._known: list[tuple[Groups, Any]] = []
+        self._known: list[tuple[Groups, Any, str]] = []
 
     @property
     def recorded(self) -> dict[str, str]:
-        """What the plan's document says about the scores."""
+        """What the plan's document says about the scores that were asked for last."""
         on_images = self.score in (RECOVERY, MEASURED)
         return {"score": self.score, "normalise": "none" if on_images else self._options().normaliser}
 
@@ -78,34 +78,58 @@ class Scorer:
 
         Raises:
             InputError: there are no calibration images.
-            UnsupportedModelError: prices were asked for, and the network cannot be traced.
+            UnsupportedModelError: prices were asked for, and the network has none.
         """
-        for known, scores in self._known:
+        for known, scores, name in self._known:
             if known is groups:
+                self.score = name
                 return scores
+        self.score = self._wanted
         found = self._found(groups)
-        self._known.append((groups, found))
+        self._known.append((groups, found, self.score))
         return found
 
     def _found(self, groups: Groups) -> Any:
         from pruners.channels import score
 
         if self.score == MEASURED:
-            return _measured(self.session, self.quality, self.module, groups)
+            return self._of_units(groups, _measured)
         if self.score == RECOVERY:
             try:
-                return _prices(self.session, self.quality, self.module, groups)
+                return self._of_units(groups, _prices)
             except UnsupportedModelError as error:
                 if self.session.config.score is not None:
                     raise
-                self.score = PLAIN
-                self.session.note(f"channels are ranked by {PLAIN} instead of what recovery could not restore: {error}")
+                self.score = self._wanted = PLAIN
+                self.session.warn(f"channels are ranked by {PLAIN}, not by what recovery cannot restore: {error}")
         return score(self.module, groups, self._options(), gradients=self._gradients)
+
+    def _of_units(self, groups: Groups, look: Callable[..., Any]) -> Any:
+        """Scores that run the network: once for the units of all analyses of it, the narrower ones of tier 3 too."""
+        import numpy as np
+
+        config = self.session.config
+        settings = f"{self.score} {config.calib} {config.calib_samples} {config.seed}"
+        known: dict[Any, float] = self.session.shared.once(f"scores of channels: {settings}", dict)
+        units = [_units(group) for group in groups.groups]
+        if not all(unit in known for listed in units for unit in listed):
+            found = look(self.session, self.quality, self.module, groups)
+            for listed, values in zip(units, found, strict=True):
+                known.update(zip(listed, map(float, values), strict=True))
+        return [np.asarray([known[unit] for unit in listed]) for listed in units]
 
     def _options(self) -> ScoreOptions:
         from pruners.channels import ScoreOptions
 
         return ScoreOptions(self.score)  # type: ignore[arg-type]
+
+
+def _units(group: Group) -> list[frozenset[tuple[str, int, tuple[int, ...]]]]:
+    """What each unit of a group owns."""
+    members = [(member.tensor, member.dim, member.index.tolist()) for member in group.members]
+    return [
+        frozenset((tensor, dim, tuple(index[unit])) for tensor, dim, index in members) for unit in range(group.units)
+    ]
 
 
 def _prices(session: Session, quality: Quality | None, module: nn.Module, groups: Groups) -> Any:

@@ -103,6 +103,33 @@ def test_images_to_recover_from_make_prices_the_default_for_channels_only(folder
     assert json.loads((folder / "run" / "plan.json").read_text())["score"] == "magnitude"
 
 
+FIXED = """
+class Fixed(Net):
+    def forward(self, x):
+        x = self.stem(x).view(-1, 12, 8, 8)
+        y = self.head(torch.relu(x + self.body(x)).mean((2, 3)))
+        return torch.cat([y, self.mix(y, y)], 1)
+"""
+
+
+def test_units_are_priced_once_for_all_analyses_of_a_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size in the code freezes the stem in tier 3: the body's units are still those of the first analysis."""
+    (folder / "net.py").write_text(NET + FIXED)
+    calls: list[int] = []
+    compute = channel_prices.channel_prices
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(len(args[2].groups))
+        return compute(*args, **more)
+
+    monkeypatch.setattr(channel_prices, "channel_prices", counted)
+    words = call(folder, "--method", "channels", "--max-flops", "80%")
+    assert compress([word.replace("net.py:Net", "net.py:Fixed") for word in words]) == 0
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert report["proof"]["tier"] == 3
+    assert len(calls) == 1
+
+
 def test_a_network_without_prices_is_ranked_by_size_unless_prices_were_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -117,7 +144,7 @@ def test_a_network_without_prices_is_ranked_by_size_unless_prices_were_asked_for
     assert compress([*words[:place], *words[place + 2 :]]) == 0
     assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
     report = json.loads((folder / "run" / "report.json").read_text())
-    assert any("ranked by magnitude" in note and "a branch on values" in note for note in report["notes"])
+    assert any("ranked by magnitude" in text and "a branch on values" in text for text in report["warnings"])
     assert report["recovery"]["kept"]
 
 
