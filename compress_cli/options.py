@@ -142,14 +142,18 @@ Calib = Annotated[
     str | None,
     option(
         "--calib",
-        help="Folder of unlabelled images: recovery by least squares, choices and checks that need images.",
+        help="Folder of unlabelled images: recovery by least squares, and choices that need images (see --score).",
         panel=DATA,
         metavar="DIR",
     ),
 ]
 CalibSamples = Annotated[
     int | None,
-    option("--calib-samples", help="Images of --calib or the training data that are used. Default 1024.", panel=DATA),
+    option(
+        "--calib-samples",
+        help="Images of --calib or the training data to work with; up to 1000 others check the result. Default 1024.",
+        panel=DATA,
+    ),
 ]
 Preprocess = Annotated[
     str | None,

@@ -21,6 +21,7 @@ from compress_cli.console import Out
 from compress_cli.errors import CompressError, UnsupportedModelError, UsageError
 from compress_cli.gates import with_gates
 from compress_cli.methods import method_named
+from compress_cli.methods.channel_scores import RECOVERY
 from compress_cli.quality import Quality, open_quality
 from compress_cli.quantities import LIMIT_KINDS
 from compress_cli.report import RunReport
@@ -281,7 +282,9 @@ def _restore(
         try:
             recovery = _recover(job, quality, module, plan, teacher)
         except UnsupportedModelError as error:
-            session.note(f"not recovered in closed form, batch norms at most: {error}")
+            if session.config.score == RECOVERY:
+                raise
+            session.warn(f"nothing is recovered from --calib but batch norms: {error}; {error.fix}")
         else:
             job.scores.take("recovered", module)
             return dataclasses.replace(facts, recovery=recovery)

@@ -143,13 +143,16 @@ class RunFolder:
             self._pending[name] = document
             return path
         self._discard_replaced()
-        pending, self._pending = self._pending, {}
-        for earlier, waiting in pending.items():
-            self.write_json(earlier, waiting)
-        with atomic_path(path) as temporary:
+        for earlier, waiting in self._pending.items():
+            self._write(earlier, waiting)
+        self._pending = {}
+        self._write(name, document)
+        return path
+
+    def _write(self, name: str, document: Mapping[str, Any]) -> None:
+        with atomic_path(self.file(name)) as temporary:
             Path(temporary).write_text(json.dumps(finite(document), indent=1) + "\n", encoding="utf-8")
         self.wrote = True
-        return path
 
     def give_up(self) -> None:
         """Remove what a run wrote that ended before it had a plan: to resume it would only end the same way."""

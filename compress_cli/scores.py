@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 NOTICED = 0.001
 """Relative; a smaller change of a metric is not worth a warning."""
+
+
+def _read(fields: Mapping[str, Any]) -> Score:
+    """A recorded score; JSON has no NaN, `finite` wrote null."""
+    return Score(**{name: math.nan if value is None else value for name, value in fields.items()})
 
 
 class Scores:
@@ -35,7 +41,7 @@ class Scores:
             return  # a step in between: what it leaves is all that matters
         recorded = self._session.recorded(f"scores {stage}")
         if recorded is not None:
-            self._by_stage[stage] = {name: Score(**fields) for name, fields in recorded.items()}
+            self._by_stage[stage] = {name: _read(fields) for name, fields in recorded.items()}
             return
         quality, session = self._quality, self._session
         with session.stage("evaluate", f"Evaluating: {stage}"):
@@ -59,9 +65,11 @@ class Scores:
                 continue
             had, has = before[task.name].value, after[task.name].value
             loss = had - has if task.metric.higher_is_better else has - had
-            if loss > NOTICED * abs(had):
+            broken = math.isnan(has) and not math.isnan(had)
+            if broken or loss > max(NOTICED * abs(had), 1e-6):
+                unit = task.metric.unit
                 self._session.warn(
-                    f"fine-tuning made {task.name} worse: {had:.2f} before it, {has:.2f} after;"
+                    f"{task.name} is {has:.4g}{unit} after fine-tuning and was {had:.4g}{unit} right before it;"
                     " train for longer, or with a lower --lr"
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import signal
 import sys
@@ -221,6 +222,11 @@ def _same_configuration(config: RunConfig, folder: RunFolder) -> RunConfig:
     saved = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
     free = {"output", "threads", "bench", "export", "version", "exit_zero", "max_size", "max_drop", "max_latency"}
     free.add("tensorboard")
+    if config.score is None and saved.score == "magnitude":  # the one default of before it depended on the method
+        if saved.method == "pagcp":
+            saved = dataclasses.replace(saved, score=None)
+        else:
+            config = dataclasses.replace(config, score="magnitude")
     mine, theirs = config.to_dict(), saved.to_dict()
     different = [name for name in mine if name not in free and _plain(mine[name]) != _plain(theirs[name])]
     if different:

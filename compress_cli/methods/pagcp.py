@@ -89,7 +89,8 @@ class Pagcp(Channels):
             raise UsageError("--rounds is for --search sweep", "add --search sweep, or drop --rounds")
         if config.score not in SCORES:
             raise UsageError(
-                f"--score {config.score} is for other methods", "pagcp takes --score fisher, l1 or measured"
+                f"--score {config.score} is for other methods",
+                "drop it (pagcp ranks by Fisher information), or pass --score fisher, l1 or measured",
             )
         if config.scope != "global":
             raise UsageError(f"--scope {config.scope} is for other methods", "drop --scope: pagcp ranks globally")

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from compress_cli.errors import InputError
 from exporters.outputs import evaluating, flatten_outputs
 from pruners.pagcp import TaskData, constant_floors
+from pruners.pagcp.tasks import LEAST_HELD_OUT
 
 if TYPE_CHECKING:
     from compress_cli.data import Batch
     from compress_cli.quality import Quality
-
-
-LEAST_HELD_OUT = 64
-"""Images; a mean loss over fewer says little about a rise of a few percent."""
 
 
 def task_data(quality: Quality, model: nn.Module) -> TaskData:

@@ -169,7 +169,9 @@ def _check_tasks(options: PagcpOptions, losses: Losses) -> None:
         raise BadChannelOptions(f"there is no task {unknown[0]!r}; tasks: {', '.join(losses)}")
     empty = [task for task, values in losses.items() if bool(values.isnan().all())]
     if empty:
-        raise BadChannelOptions(f"no calibration sample has a target for the task {empty[0]!r}")
+        raise BadChannelOptions(
+            f"no calibration sample has a target for the task {empty[0]!r}, or the model's outputs are NaN for all"
+        )
 
 
 def _named(on_step: Callable[[str, int, int], None] | None, part: str) -> Progress | None:

@@ -12,7 +12,7 @@ from pruners.channels.surgery import cut_
 from pruners.pagcp.options import PagcpOptions
 from pruners.pagcp.ranking import Chosen
 from pruners.pagcp.result import FinalCheck
-from pruners.pagcp.tasks import Losses, TaskData, evaluate, mean, rises
+from pruners.pagcp.tasks import Losses, TaskData, evaluate, fewest_targets, mean, rises
 
 
 def plan_of(groups: Groups, removal: Chosen, options: PagcpOptions) -> ChannelsPlan:
@@ -60,5 +60,5 @@ def judge_cut(
         holds=all(found[task] <= bound for task, bound in bounds.items()) if bounds else None,
         worst=worst,
         backed_off=0,
-        samples=len(next(iter(before.values()))),
+        samples=fewest_targets(before),
     )

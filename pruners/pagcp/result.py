@@ -60,7 +60,8 @@ class FinalCheck:
         holds: every task within its bound; None without bounds.
         worst: the task closest to its bound or farthest above it; empty without bounds.
         backed_off: how often channels were given back because a bound did not hold.
-        samples: what it judged by; `held_out`: the search had not seen them.
+        samples: it judged by, those of the task that has fewest targets.
+        held_out: channels were not ranked by them; batch norms and what was given back may be chosen by them.
     """
 
     before: Mapping[str, float]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from compress_cli import recovery
 from compress_cli.app import run as compress
 from compress_cli.checkpoint import load_module
 from compress_cli.recovery import CannotTrace, channel_prices
@@ -103,6 +104,37 @@ def test_images_to_recover_from_make_prices_the_default_for_channels_only(folder
     assert json.loads((folder / "run" / "plan.json").read_text())["score"] == "magnitude"
 
 
+def test_without_recovery_the_run_goes_on_with_batch_norms_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CannotTrace("original", "a branch on values")
+
+    monkeypatch.setattr(recovery, "recover", refuse)
+    words = call(folder, "--method", "channels", "--max-flops", "60%")
+    assert compress(words) == 3  # asked for by name
+    place = words.index("--score")
+    assert compress([*words[:place], *words[place + 2 :], "--overwrite"]) == 0
+    report = json.loads((folder / "run" / "report.json").read_text())
+    (said,) = [text for text in report["warnings"] if "a branch on values" in text]
+    assert said.startswith("nothing is recovered from --calib but batch norms")
+    assert "compress finetune" in said
+    assert report["recovery"] is None
+    assert report["batchnorm"]["held_out"] > 0
+
+
+def test_a_run_of_before_the_default_depended_on_the_method_is_resumed(folder: Path, capsys: Any) -> None:
+    words = call(folder, "--method", "channels", "--max-flops", "60%")
+    place = words.index("--score")
+    words = [*words[:place], *words[place + 2 :]]
+    assert compress([*words, "--score", "magnitude"]) == 0  # what a saved configuration held then
+    capsys.readouterr()
+    assert compress([*words, "--resume"]) == 0
+    assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
+    assert compress([*words, "--score", "lamp", "--resume"]) == 2
+    assert "--resume with another --score" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["message"]
+
+
 FIXED = """
 class Fixed(Net):
     def forward(self, x):
@@ -140,6 +172,7 @@ def test_a_network_without_prices_is_ranked_by_size_unless_prices_were_asked_for
     words = call(folder, "--method", "channels", "--max-flops", "60%")
     assert compress(words) == 3
     assert "a branch on values" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert not (folder / "run").exists()
     place = words.index("--score")
     assert compress([*words[:place], *words[place + 2 :]]) == 0
     assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
