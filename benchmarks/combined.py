@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "combined.json"
 POINTS = (
     "magnitude:sparsity=0.7",
-    "channels:max-flops=85%+magnitude:sparsity=0.5",
-    "channels:max-flops=85%+magnitude:sparsity=0.6",
+    "channels:max-flops=85%,score=magnitude+magnitude:sparsity=0.5",  # recorded before --calib meant prices
+    "channels:max-flops=85%,score=magnitude+magnitude:sparsity=0.6",
     "alds:max-params=80%+magnitude:sparsity=0.5",
     "magnitude:sparsity=0.65",
 )

@@ -1,11 +1,10 @@
-"""Peak learning rates against the length of fine-tuning: what `compress_cli/training/recipe.py` chooses by.
+"""Peak learning rates against the length of fine-tuning, for the default of `compress_cli/training/recipe.py`.
 
     python benchmarks/learning_rates.py CIFAR CHECKPOINTS [--only 'channels*'] [-o /tmp/learning-rates]
 
 Each case is pruned once (with recovery from 1,000 training images, or without) and then tuned by `compress finetune
---epochs 1` on the first images of each class, at each rate. The first 2,000 test images judge, and of ResNet-20 only:
-the network has seen all training images, so that none of them is held out.
-Recorded cells are not measured again. Writes `results/learning_rates.json`.
+--epochs 1` on the first images of each class, at each rate. The first 2,000 test images judge: the network has seen
+all training images, so that none of them is held out. Recorded cells are not measured again. Writes `results/learning_rates.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "learning_rates.json"
-CHANNELS = ("--method", "channels", "--max-flops", "50%")
+CHANNELS = ("--method", "channels", "--max-flops", "50%", "--score", "magnitude")
 CASES: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "channels 2x, recovered": ("prune", CHANNELS, True),
     "channels 2x": ("prune", CHANNELS, False),
@@ -46,6 +45,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
     arguments = parser.parse_args()
+    for name in ("cifar", "checkpoints", "folder"):
+        setattr(arguments, name, getattr(arguments, name).resolve())  # the tool runs in another directory
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
     for case in (name for name in CASES if fnmatch(name, arguments.only)):
         for images in arguments.images:
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace, case: str, images: int, rate: float) -> dict[str, Any]:
-    """Top-1 on the judging images before and after tuning."""
+    """Top-1 on the judging images before and after tuning; `before` is before `finetune` looks at batch norms."""
     data = tree(arguments.cifar, arguments.folder / f"images-{images}", images // 10)
     start = pruned(arguments, case, data)
     run = arguments.folder / "run"
@@ -71,7 +72,7 @@ def measured(arguments: argparse.Namespace, case: str, images: int, rate: float)
 def pruned(arguments: argparse.Namespace, case: str, data: Path) -> Path:
     """The run folder of the case's network, made once."""
     verb, flags, recovered = CASES[case]
-    folder = arguments.folder / f"resnet{arguments.net} {case}".replace(" ", "-").replace("%", "")
+    folder = arguments.folder / f"resnet{arguments.net} {case} {data.name}".replace(" ", "-").replace("%", "")
     if not (folder / "report.json").exists():
         checkpoint = arguments.checkpoints / f"cifar10-resnet{arguments.net}.th"
         arch = ("--arch", ROOT / f"examples/cifar_resnet.py:resnet{arguments.net}", "--input-shape", "3x32x32")
