@@ -4,7 +4,8 @@
 
 Each case is pruned once (with recovery from 1,000 training images, or without) and then tuned by `compress finetune
 --epochs 1` on the first images of each class, at each rate. The first 2,000 test images judge: the network has seen
-all training images, so that none of them is held out. Recorded cells are not measured again. Writes `results/learning_rates.json`.
+all training images, so that none of them is held out. Recorded cells are not measured again. Writes
+`results/learning_rates.json`.
 """
 
 from __future__ import annotations

@@ -98,7 +98,8 @@ def combined(document: dict[str, Any]) -> Iterator[str]:
     original = rows[0]["original_onnx_bytes"]
     yield (
         f"**Combinations** of ResNet-56, {original / 1e6:.2f} MB, without training, with four-bit codes, "
-        f"channels ranked by magnitude (`benchmarks/combined.py`); the smallest that loses less than {document['limit']:g} point is marked."
+        f"channels ranked by magnitude (`benchmarks/combined.py`); the smallest that loses less than "
+        f"{document['limit']:g} point is marked."
     )
     yield ""
     cells = [
