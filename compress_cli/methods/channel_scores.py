@@ -96,7 +96,10 @@ class Scorer:
             return self._of_units(groups, _measured)
         if self.score == RECOVERY:
             try:
-                return self._of_units(groups, _prices)
+                found = self._of_units(groups, _prices)
+                if self.session.config.score is None:
+                    self.session.note("channels are ranked by what recovery cannot restore, the default with --calib")
+                return found
             except UnsupportedModelError as error:
                 if self.session.config.score is not None:
                     raise

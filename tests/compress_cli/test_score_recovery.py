@@ -97,6 +97,8 @@ def test_images_to_recover_from_make_prices_the_default_for_channels_only(folder
 
     channels = ("--method", "channels", "--max-flops", "60%")
     without_score(*channels, calib=True)
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert "channels are ranked by what recovery cannot restore, the default with --calib" in report["notes"]
     assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "recovery"
     without_score(*channels, calib=False)
     assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
