@@ -13,7 +13,6 @@ solve at once, are ranked by size, in the same currency: what the outputs show w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +32,7 @@ from compress_cli.recovery.sensitivity import sensitivities
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import Call, Traced, trace
 from pruners.channels import CostModel, Group, Groups, ScoreOptions, score
+from pruners.channels.masker import Masker
 from pruners.channels.measuring import filled
 
 RIDGE = 1e-3
@@ -137,11 +137,15 @@ def channel_prices(
     order.sort(key=lambda place: min(first[name] for name, _, _ in readings[place]))
     prices: list[NDArray[np.float64]] = [np.zeros(group.units) for group in groups.groups]
     known: dict[int, float | None] = {}
+    masker = Masker(dense, groups)
     sizes = score(dense, groups, ScoreOptions("magnitude", "none")) if sized else []
     for done, place in enumerate((*sized, *order)):
         report(len(wanted) + done, steps, groups.groups[place].name)
         if place in sized:
-            values, known[place] = sizes[place], _seen(groups.groups[place], sizes[place], reaction)
+            values = sizes[place]
+            smaller = np.argsort(values, kind="stable")[: max(1, len(values) // 2)].tolist()
+            with masker.without({place: smaller}):
+                known[place] = reaction.factor(float(values[smaller].sum()), {})
         else:
             reaction.settle({name for later in order[done - len(sized) :] for name, _, _ in readings[later]})
             values, known[place] = _prices(len(prices[place]), readings[place], reaction)
@@ -158,14 +162,6 @@ def _solvable(call: Call, traced: Traced, columns: int) -> bool:
     """Whether the layer's inputs can be removed and made up for: every output reads all of them, and they are few."""
     weight = traced.tensors()[call.weight]
     return call.geometry.groups == 1 and call.geometry.matrix(weight.detach()).shape[1] <= columns
-
-
-def _seen(group: Group, sizes: NDArray[np.float64], reaction: Reaction) -> float | None:
-    """What the outputs show without the smaller half of a group, over the sum of its sizes."""
-    smaller = np.argsort(sizes, kind="stable")[: max(1, len(sizes) // 2)]
-    total = float(sizes[smaller].sum())
-    found = reaction.error_without(group, smaller.tolist()) / total if total > 0 else 0.0
-    return found if math.isfinite(found) and found > 0 else None
 
 
 @torch.no_grad()

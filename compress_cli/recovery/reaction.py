@@ -20,7 +20,6 @@ from compress_cli.recovery.jobs import output_offset
 from compress_cli.recovery.outputs import output_error
 from compress_cli.recovery.stream import Stream
 from compress_cli.recovery.trace import Call, Traced
-from pruners.channels import Group
 
 
 class Reaction:
@@ -53,23 +52,6 @@ class Reaction:
         with self._written(changed):
             pairs = ((before, self.stream.outputs(index)) for index, before in enumerate(self.before))
             return output_error(pairs)
-
-    def error_without(self, group: Group, units: Sequence[int]) -> float:
-        """The same with these units of a group zero in all of its tensors, and nothing to make up for them."""
-        tensors, saved = self.traced.tensors(), dict[str, Tensor]()
-        with torch.no_grad():
-            try:
-                for member in group.members:
-                    tensor = tensors.get(member.tensor)
-                    if tensor is not None:
-                        saved.setdefault(member.tensor, tensor.detach().clone())
-                        index = torch.from_numpy(member.index[list(units)].reshape(-1)).to(tensor.device)
-                        tensor.index_fill_(member.dim, index, 0)
-                pairs = ((before, self.stream.outputs(index)) for index, before in enumerate(self.before))
-                return output_error(pairs)
-            finally:
-                for name, value in saved.items():
-                    tensors[name].copy_(value)
 
     def factor(self, predicted: float, changed: Mapping[str, Tensor]) -> float | None:
         """What to multiply a predicted error by to get the measured one; None where there is nothing to compare."""

@@ -80,10 +80,8 @@ def _squared_gradients(
             }
             values = traced.evaluate(order, known, keep)
             layers = [values[call.node] for call in reached]
-            for left in reversed(range(projections)):
-                felt = [node for node in traced.outputs if values[node].requires_grad]
-                if not felt:
-                    break  # outputs such as comparisons, of which nothing is felt
+            felt = [node for node in traced.outputs if values[node].requires_grad]
+            for left in reversed(range(projections if felt else 0)):  # nothing is felt of outputs like comparisons
                 loss = sum(_projection(values[node], generator) for node in felt)
                 gradients = torch.autograd.grad(loss, layers, allow_unused=True, retain_graph=left > 0)  # type: ignore[arg-type]
                 for call, gradient in zip(reached, gradients, strict=True):

@@ -20,6 +20,8 @@ from pruners.channels.planes import Value
 from pruners.channels.propagate import Trace
 from pruners.channels.tracing import is_assertion, source_line
 
+SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+"""Of single precision, or less."""
 _NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm"}
 _SOFTMAX = {"softmax", "log_softmax", "_softmax", "_log_softmax"}
 _REDUCTIONS = {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "prod", "logsumexp"}
@@ -137,7 +139,7 @@ def _as_is(item: Any) -> Any:
 def _double(item: Any) -> Any:
     """Requests for single precision inside the graph become double."""
     if isinstance(item, torch.dtype):
-        return torch.float64 if item in (torch.float32, torch.float16, torch.bfloat16) else item
+        return torch.float64 if item in SINGLE else item
     if isinstance(item, dict):
         return {key: _double(value) for key, value in item.items()}
     if isinstance(item, (list, tuple)):

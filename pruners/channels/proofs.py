@@ -31,14 +31,13 @@ from pruners.channels.errors import CannotTrace, ProofFailed
 from pruners.channels.groups import Groups, analyse
 from pruners.channels.labels import RESERVED, Ids, Labels, Reason
 from pruners.channels.masks import zero_
-from pruners.channels.not_zeroing import affected, evaluate_masked
+from pruners.channels.not_zeroing import SINGLE, affected, evaluate_masked
 from pruners.channels.plan_type import ChannelsPlan
 from pruners.channels.planes import Scope
 from pruners.channels.planning import kept_values, removed_roots
 from pruners.channels.propagate import Trace, propagate, read_graph
 from pruners.channels.tracing import doubled, mode_of, quiet
 
-SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 DOUBLE_LIMIT = 1e-9
 TRAIN_LIMIT = 1e-6
 NUDGE, UNSTABLE = 1e-10, 1e-4

@@ -48,11 +48,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call(folder: Path, *more: str, calib: bool = True, verb: str = "prune") -> list[str]:
+def call(folder: Path, *more: str, calib: bool = True, verb: str = "prune", score: bool = True) -> list[str]:
     arch = ["--arch", f"{folder / 'net.py'}:Net", "--input-shape", "3x8x8", "--preprocess", "none"]
     given = ["--calib", str(folder / "images")] if calib else []
     target = ["-o", str(folder / "run"), "--no-export", "-q"] if verb == "prune" else []
-    return [verb, str(folder / "net.pt"), "--score", "recovery", *arch, *given, *target, *more, "--json"]
+    asked = ["--score", "recovery"] if score else []
+    return [verb, str(folder / "net.pt"), *asked, *arch, *given, *target, *more, "--json"]
 
 
 def pruned(folder: Path, *more: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -91,9 +92,7 @@ def test_channels_by_price_meet_the_budget(folder: Path) -> None:
 
 def test_images_to_recover_from_make_prices_the_default_for_channels_only(folder: Path) -> None:
     def without_score(*more: str, calib: bool) -> None:
-        words = call(folder, *more, "--overwrite", calib=calib)
-        place = words.index("--score")
-        assert compress([*words[:place], *words[place + 2 :]]) == 0
+        assert compress(call(folder, *more, "--overwrite", calib=calib, score=False)) == 0
 
     channels = ("--method", "channels", "--max-flops", "60%")
     without_score(*channels, calib=True)
@@ -113,10 +112,9 @@ def test_without_recovery_the_run_goes_on_with_batch_norms_and_says_so(
         raise CannotTrace("original", "a branch on values")
 
     monkeypatch.setattr(recovery, "recover", refuse)
-    words = call(folder, "--method", "channels", "--max-flops", "60%")
-    assert compress(words) == 3  # asked for by name
-    place = words.index("--score")
-    assert compress([*words[:place], *words[place + 2 :], "--overwrite"]) == 0
+    budget = ("--method", "channels", "--max-flops", "60%")
+    assert compress(call(folder, *budget)) == 3  # asked for by name
+    assert compress(call(folder, *budget, "--overwrite", score=False)) == 0
     report = json.loads((folder / "run" / "report.json").read_text())
     (said,) = [text for text in report["warnings"] if "a branch on values" in text]
     assert said.startswith("nothing is recovered from --calib but batch norms")
@@ -126,9 +124,7 @@ def test_without_recovery_the_run_goes_on_with_batch_norms_and_says_so(
 
 
 def test_a_run_of_before_the_default_depended_on_the_method_is_resumed(folder: Path, capsys: Any) -> None:
-    words = call(folder, "--method", "channels", "--max-flops", "60%")
-    place = words.index("--score")
-    words = [*words[:place], *words[place + 2 :]]
+    words = call(folder, "--method", "channels", "--max-flops", "60%", score=False)
     assert compress([*words, "--score", "magnitude"]) == 0  # what a saved configuration held then
     capsys.readouterr()
     assert compress([*words, "--resume"]) == 0
@@ -171,12 +167,11 @@ def test_a_network_without_prices_is_ranked_by_size_unless_prices_were_asked_for
         raise CannotTrace("original", "a branch on values")
 
     monkeypatch.setattr(channel_prices, "channel_prices", refuse)
-    words = call(folder, "--method", "channels", "--max-flops", "60%")
-    assert compress(words) == 3
+    budget = ("--method", "channels", "--max-flops", "60%")
+    assert compress(call(folder, *budget)) == 3
     assert "a branch on values" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert not (folder / "run").exists()
-    place = words.index("--score")
-    assert compress([*words[:place], *words[place + 2 :]]) == 0
+    assert compress(call(folder, *budget, score=False)) == 0
     assert json.loads((folder / "run" / "plan.json").read_text())["options"]["score"] == "magnitude"
     report = json.loads((folder / "run" / "report.json").read_text())
     assert any("ranked by magnitude" in text and "a branch on values" in text for text in report["warnings"])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruners.channels import Groups, analyse, make_plan, masked
+from pruners.channels import BadChannelOptions, Groups, analyse, make_plan, masked
 from pruners.channels.masker import Masker
 from pruners.pagcp import (
     PagcpOptions,
@@ -21,6 +21,7 @@ from pruners.pagcp import (
     l1_scores,
     make_oracle,
     make_path,
+    plan,
     reestimate_batchnorm_,
     worst_task,
 )
@@ -237,3 +238,16 @@ def test_rounding_keeps_more_never_less(channels: int, wanted: int, least: int, 
 )
 def test_floors_of_channels(text: str, channels: int, least: int) -> None:
     assert floor_of(text, channels) == least
+
+
+def test_a_held_out_part_without_targets_for_a_task_is_not_judged_by(net: nn.Module, groups: Groups) -> None:
+    made = two_head_data(net)
+    data = dataclasses.replace(made, floors=constant_floors(made, net))
+    unmapped = two_head_data(net, samples=24, seed=5, missing=24)
+    options = PagcpOptions(max_rise={"map": 0.1}, probe=0)
+    found = plan(net, EXAMPLE, dataclasses.replace(data, held_out=unmapped.batches), options, groups=groups)
+    assert (found.record.check.held_out, found.record.check.samples) == (False, 96)
+    unmapped = two_head_data(net, samples=24, missing=24)
+    searched = dataclasses.replace(unmapped, floors=data.floors, held_out=data.batches)
+    with pytest.raises(BadChannelOptions, match="no calibration sample has a target for the task 'map'"):
+        plan(net, EXAMPLE, searched, options, groups=groups)

@@ -306,19 +306,6 @@ def test_the_check_judges_by_what_the_search_did_not_see(net: nn.Module, groups:
     assert check.backed_off > 0
 
 
-def test_a_held_out_part_without_targets_for_a_task_is_not_judged_by(
-    net: nn.Module, groups: Groups, data: TaskData
-) -> None:
-    unmapped = two_head_data(net, samples=24, seed=5, missing=24)
-    options = PagcpOptions(max_rise={"map": 0.1}, probe=0)
-    found = plan(net, EXAMPLE, dataclasses.replace(data, held_out=unmapped.batches), options, groups=groups)
-    assert (found.record.check.held_out, found.record.check.samples) == (False, 96)
-    unmapped = two_head_data(net, samples=24, missing=24)
-    searched = dataclasses.replace(unmapped, floors=data.floors, held_out=data.batches)
-    with pytest.raises(BadChannelOptions, match="no calibration sample has a target for the task 'map'"):
-        plan(net, EXAMPLE, searched, options, groups=groups)
-
-
 def test_final_check_equals_losses_of_the_cut_model(net: nn.Module, groups: Groups, data: TaskData) -> None:
     removal = {0: (1, 2), 1: (0,)}
     options = PagcpOptions(max_rise={"map": 0.01})
