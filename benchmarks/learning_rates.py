@@ -1,6 +1,8 @@
 """Peak learning rates against the length of fine-tuning, for the default of `compress_cli/training/recipe.py`.
 
     python benchmarks/learning_rates.py CIFAR CHECKPOINTS [--only 'channels*'] [-o /tmp/learning-rates]
+    python benchmarks/tiny_vit.py CIFAR tiny_vit.pt
+    python benchmarks/learning_rates.py CIFAR CHECKPOINTS --tiny-vit tiny_vit.pt --recipe optimizer=adamw
 
 Each case is pruned once (with recovery from 1,000 training images, or without) and then tuned by `compress finetune
 --epochs 1` on the first images of each class, at each rate. The first 2,000 test images judge: the network has seen
@@ -21,12 +23,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "learning_rates.json"
-CHANNELS = ("--method", "channels", "--max-flops", "50%", "--score", "magnitude")
+CHANNELS = ("--method", "channels", "--max-flops", "50%", "--score")
 CASES: dict[str, tuple[str, tuple[str, ...], bool]] = {
-    "channels 2x, recovered": ("prune", CHANNELS, True),
-    "channels 2x": ("prune", CHANNELS, False),
+    "channels 2x, by prices, recovered": ("prune", (*CHANNELS, "recovery"), True),
+    "channels 2x, recovered": ("prune", (*CHANNELS, "magnitude"), True),
+    "channels 2x": ("prune", (*CHANNELS, "magnitude"), False),
     "magnitude 0.9": ("prune", ("--sparsity", "0.9"), False),
     "magnitude 0.9, recovered": ("prune", ("--sparsity", "0.9"), True),
+    "magnitude 0.7": ("prune", ("--sparsity", "0.7"), False),
     "alds 50%": ("decompose", ("--max-params", "50%"), False),
 }
 """Name -> verb, flags, whether it is recovered from unlabelled images first."""
@@ -42,21 +46,35 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("-o", "--folder", type=Path, default=Path("/tmp/learning-rates"))
     parser.add_argument("--net", type=int, default=20)
+    parser.add_argument("--tiny-vit", type=Path, help="weights from tiny_vit.py, instead of a ResNet")
+    parser.add_argument("--recipe", nargs="*", default=[], help="words for --recipe")
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--only", default="*", help="pattern of case names")
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
     arguments = parser.parse_args()
-    for name in ("cifar", "checkpoints", "folder"):
+    for name in ("cifar", "checkpoints", "folder", *(["tiny_vit"] if arguments.tiny_vit else [])):
         setattr(arguments, name, getattr(arguments, name).resolve())  # the tool runs in another directory
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
     for case in (name for name in CASES if fnmatch(name, arguments.only)):
         for images in arguments.images:
             for rate in arguments.rates:
-                name = f"resnet{arguments.net} | {case} | {images} images | {rate:g}"
+                name = " | ".join([net(arguments), case, f"{images} images", f"{rate:g}", *changed(arguments)])
                 if name not in known:
                     known[name] = measured(arguments, case, images, rate)
                     print(name, known[name], flush=True)
                     save(known)
+
+
+def net(arguments: argparse.Namespace) -> str:
+    """The network's name, which is its factory's too."""
+    return "tiny_vit" if arguments.tiny_vit else f"resnet{arguments.net}"
+
+
+def changed(arguments: argparse.Namespace) -> list[str]:
+    """What is not usual, for the row's name."""
+    batch = arguments.batch_size
+    return [*arguments.recipe, *([] if batch == 128 else [f"batch {batch}"])]
 
 
 def measured(arguments: argparse.Namespace, case: str, images: int, rate: float) -> dict[str, Any]:
@@ -64,19 +82,22 @@ def measured(arguments: argparse.Namespace, case: str, images: int, rate: float)
     data = tree(arguments.cifar, arguments.folder / f"images-{images}", images // 10)
     start = pruned(arguments, case, data)
     run = arguments.folder / "run"
-    compress(arguments, "finetune", start / "model.pt", run, "--data", data, "--epochs", 1, "--lr", rate)
+    words = [f"--recipe={word}" for word in arguments.recipe]
+    flags = ("--data", data, "--epochs", 1, "--lr", rate, "--batch-size", arguments.batch_size)
+    compress(arguments, "finetune", start / "model.pt", run, *flags, *words)
     task = report(run)["tasks"][0]
-    steps = images // 128
+    steps = images // arguments.batch_size
     return {"steps": steps, "before": task["scores"]["original"], "after": task["scores"]["final"]}
 
 
 def pruned(arguments: argparse.Namespace, case: str, data: Path) -> Path:
     """The run folder of the case's network, made once."""
     verb, flags, recovered = CASES[case]
-    folder = arguments.folder / f"resnet{arguments.net} {case} {data.name}".replace(" ", "-").replace("%", "")
+    folder = arguments.folder / f"{net(arguments)} {case} {data.name}".replace(" ", "-").replace("%", "")
     if not (folder / "report.json").exists():
-        checkpoint = arguments.checkpoints / f"cifar10-resnet{arguments.net}.th"
-        arch = ("--arch", ROOT / f"examples/cifar_resnet.py:resnet{arguments.net}", "--input-shape", "3x32x32")
+        checkpoint = arguments.tiny_vit or arguments.checkpoints / f"cifar10-{net(arguments)}.th"
+        file = "benchmarks/tiny_vit.py" if arguments.tiny_vit else "examples/cifar_resnet.py"
+        arch = ("--arch", ROOT / f"{file}:{net(arguments)}", "--input-shape", "3x32x32")
         calib = ("--calib", data / "train", "--calib-samples", 1000) if recovered else ("--data", data)
         compress(arguments, verb, checkpoint, folder, *arch, *calib, *flags, "--epochs", 0)
     return folder

@@ -46,13 +46,13 @@ def finetune(
         TrainingDiverged: the loss is no number any more.
         InputError: data or disk failed; the last saved state is whole.
     """
+    from compress_cli.training import distributed
     from compress_cli.training.modes import choose_sparsifier, final_sparsity
     from compress_cli.training.optimizers import step_plan
     from compress_cli.training.placing import placed
-    from compress_cli.training.recipe import choose_recipe
     from compress_cli.training.trainer import Trainer
 
-    config = session.config
+    config, original = session.config, teacher
     if config.teacher is not None:
         from compress_cli.training.teacher import open_teacher
 
@@ -60,7 +60,9 @@ def finetune(
     if recipe is None:
         sparsity = final_sparsity(module, constraint, plan)
         distils = teacher is not None and (config.distill or config.teacher is not None)
-        recipe = choose_recipe(config, sparsity=sparsity, distils=distils)
+        recipe = distributed.computed_by_first(
+            lambda: _chosen(module, original, quality, session, sparsity=sparsity, distils=distils)
+        )
     steps = step_plan(recipe, len(quality.train))[1] * recipe.epochs
     sparsifier = choose_sparsifier(module, constraint, plan, config.schedule, steps, schedule)
     session.out.info(f"  {recipe.words()}")
@@ -73,6 +75,31 @@ def finetune(
             distilled.eval()
         made = Trainer(module, quality, recipe, session, sparsifier=sparsifier, teacher=distilled, factored=factored)
         return made.run()
+
+
+def _chosen(
+    module: nn.Module,
+    original: nn.Module | None,
+    quality: Quality,
+    session: Session,
+    *,
+    sparsity: float | None,
+    distils: bool,
+) -> Recipe:
+    """The recipe by rule; a run that is resumed keeps the one it began with."""
+    from compress_cli.training.choosing import DISTANCE_IMAGES, Start, choose_recipe, distance_left, only_layer_norms
+    from compress_cli.training.placing import placed
+    from compress_cli.training.saving import STATE, load_state
+
+    config, device = session.config, quality.device
+    state = load_state(session.folder.file(STATE)) if session.resume else None
+    distance = None
+    changed = config.verb != "finetune" and config.schedule == "one-shot"  # and it is known what from
+    if state is None and config.lr is None and changed and original is not None and quality.can_recalibrate:
+        with placed(module, device), placed(original, device):
+            distance = distance_left(original, module, quality.calibration(DISTANCE_IMAGES), device)
+    start = Start(len(quality.train), sparsity, distance, only_layer_norms(module), distils)
+    return choose_recipe(config, start, None if state is None else state["recipe"])
 
 
 __all__ = ["finetune"]

@@ -1,22 +1,14 @@
-"""`Recipe`: all numbers of a training run, each default chosen by rule and explained.
-
-Rules (specs/magnitude.md section 3): a high restart learning rate that falls linearly to 0 (Le & Hua 2021; "BIMP",
-ICLR 2023); the sparser, the smaller the weight decay: 0 above 90 % sparsity.
-"""
+"""`Recipe`: all numbers of a training run. `choosing.py` chooses those that nobody gave."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from compress_cli.config import RunConfig
+from typing import Any, Literal
 
 Curve = Literal["linear", "cosine", "constant", "one-cycle"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DEFAULT_EPOCHS = 10
 _SAID_OTHERWISE = {"epochs", "lr", "batch_size", "optimizer", "curve", "weight_decay", "reasons"} | {
     "seed", "checkpoint_minutes", "checkpoint_steps"
 }  # fmt: skip
@@ -109,38 +101,3 @@ class Recipe:
 
 def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def choose_recipe(config: RunConfig, *, sparsity: float | None, distils: bool) -> Recipe:
-    """The recipe of a run: flags where given, else the rules for its sparsity (None: no zeros are kept)."""
-    reasons = []
-    epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
-    if config.epochs is None:
-        reasons.append(f"{DEFAULT_EPOCHS} epochs: the default with training data")
-    lr = config.lr
-    if lr is None:
-        lr = 0.05 if sparsity is not None and sparsity >= 0.8 else 0.02
-        reasons.append(f"learning rate {lr:g}: a high restart that falls linearly to 0; higher from 80 % sparsity on")
-    decay = config.weight_decay
-    if decay is None:
-        decay = 0.0 if sparsity is not None and sparsity > 0.9 else 1e-4
-        reasons.append(f"weight decay {decay:g}: 0 above 90 % sparsity, else 1e-4")
-    if sparsity is not None and sparsity >= 0.9 and config.verb == "prune" and config.schedule == "one-shot":
-        reasons.append(
-            "the zeros are chosen once (--schedule one-shot); in a long run at 90 % zeros and more, --schedule st3 "
-            "has the best published accuracy"
-        )
-    if distils:
-        reasons.append("half of the loss is the distance to the original's outputs at temperature 4: --distill")
-    chosen = Recipe(
-        epochs=epochs,
-        lr=lr,
-        batch_size=config.batch_size or 128,
-        weight_decay=decay,
-        distill=0.5 if distils else 0.0,
-        seed=config.seed,
-        reasons=tuple(reasons),
-    )
-    from compress_cli.training.words import parse_recipe
-
-    return dataclasses.replace(chosen, **parse_recipe(getattr(config, "recipe", ())))

@@ -12,6 +12,7 @@ from compress_cli.atomic import atomic_path
 from compress_cli.errors import InputError
 
 FORMAT = 1
+STATE = "checkpoints/last.pt"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

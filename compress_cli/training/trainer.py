@@ -29,7 +29,7 @@ from compress_cli.training.numerics import Numerics
 from compress_cli.training.objective import Objective
 from compress_cli.training.optimizers import make_optimizer, step_plan
 from compress_cli.training.probing import encoders_kept_orthogonal, feature_points, has_unused_parameters
-from compress_cli.training.saving import load_state, save_state
+from compress_cli.training.saving import STATE, load_state, save_state
 from compress_cli.training.sparse import Dense
 from compress_cli.training.telemetry import Curves
 from profilers.modes import modes_kept
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from compress_cli.quality import Quality, Score
     from compress_cli.session import Session
     from compress_cli.training.recipe import Recipe
-
-STATE = "checkpoints/last.pt"
 
 
 class TrainingDiverged(CompressError):
@@ -335,8 +333,9 @@ class Trainer:
         state = load_state(self.session.folder.file(STATE))
         if state is None:
             return
-        if state["recipe"] != self.recipe.to_dict():
-            different = [name for name, value in self.recipe.to_dict().items() if state["recipe"].get(name) != value]
+        recipe = {name: value for name, value in self.recipe.to_dict().items() if name != "reasons"}
+        different = [name for name, value in recipe.items() if state["recipe"].get(name) != value]
+        if different:
             raise UsageError(
                 f"--resume with another training recipe: {', '.join(different)} changed",
                 "repeat the first run's flags, or start again with --overwrite",

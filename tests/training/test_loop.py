@@ -14,10 +14,11 @@ from torch import nn
 
 from compress_cli.errors import UsageError
 from compress_cli.training import finetune
-from compress_cli.training.recipe import Recipe, choose_recipe
-from compress_cli.training.saving import load_state
+from compress_cli.training.choosing import Start, choose_recipe
+from compress_cli.training.recipe import Recipe
+from compress_cli.training.saving import STATE, load_state
 from compress_cli.training.sparse import Dense, Frozen, Gradual
-from compress_cli.training.trainer import STATE, Trainer, TrainingDiverged
+from compress_cli.training.trainer import Trainer, TrainingDiverged
 from pruners import magnitude
 from pruners.masks import Masks
 from pruners.schedules import CubicSchedule
@@ -45,7 +46,7 @@ def test_fine_tuning_a_pruned_network_improves_it_and_keeps_every_zero(
 ) -> None:
     model, plan = pruned(network)
     before = zero_places(model)
-    with open_run(epochs=3) as (session, quality):
+    with open_run(epochs=3, lr=0.05) as (session, quality):
         start = quality.evaluate(model)
         record = finetune(model, quality, session=session, constraint=Masks(model, plan.names), plan=plan)
         end = quality.evaluate(model)
@@ -278,7 +279,7 @@ def test_clipped_gradients_have_the_asked_norm(
 def test_default_recipe_follows_the_sparsity(open_run: Callable[..., Any]) -> None:
     with open_run() as (session, _):
         dense, sparse, sparser = (
-            choose_recipe(session.config, sparsity=value, distils=False) for value in (None, 0.9, 0.95)
+            choose_recipe(session.config, Start(images=192, sparsity=value)) for value in (None, 0.9, 0.95)
         )
     assert (dense.weight_decay, sparse.weight_decay, sparser.weight_decay) == (1e-4, 1e-4, 0.0)
     assert dense.lr < sparse.lr

@@ -18,11 +18,12 @@ from compress_cli.tasks import L1, Task, classification
 from compress_cli.tasks.metrics import TopK
 from compress_cli.tasks.task import TaskMismatch
 from compress_cli.training import finetune
+from compress_cli.training.choosing import Start, choose_recipe
 from compress_cli.training.distill import teacher_loss
 from compress_cli.training.features import FeaturePoints
 from compress_cli.training.mixing import mixed, paste_box
 from compress_cli.training.objective import Objective
-from compress_cli.training.recipe import Recipe, choose_recipe
+from compress_cli.training.recipe import Recipe
 from compress_cli.training.words import parse_recipe
 
 
@@ -169,5 +170,5 @@ def test_wrong_recipe_words(words: list[str], message: str) -> None:
 
 def test_recipe_words_change_the_recipe(open_run: Callable[..., Any]) -> None:
     with open_run(recipe=["momentum=0.95", "nesterov=true", "curve=cosine"]) as (session, _):
-        recipe = choose_recipe(session.config, sparsity=0.9, distils=False)
+        recipe = choose_recipe(session.config, Start(images=192, sparsity=0.9))
     assert (recipe.momentum, recipe.nesterov, recipe.curve) == (0.95, True, "cosine")

@@ -21,8 +21,8 @@ from compress_cli.errors import InputError
 from compress_cli.tasks import classification
 from compress_cli.training import finetune
 from compress_cli.training.recipe import Recipe
-from compress_cli.training.saving import load_state
-from compress_cli.training.trainer import STATE, Trainer
+from compress_cli.training.saving import STATE, load_state
+from compress_cli.training.trainer import Trainer
 from pruners import magnitude
 from pruners.masks import Masks
 
