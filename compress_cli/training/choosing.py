@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 DEFAULT_EPOCHS = 10
 USUAL_BATCH = 128
 DISTANCE_IMAGES = 256
-USUAL = {"sgd": 0.02, "adamw": 0.001}
-SPARSE = {"sgd": 0.05, "adamw": 0.001}
+USUAL = {"sgd": 0.02, "adamw": 0.0005}
+SPARSE = {"sgd": 0.05, "adamw": 0.0005}
 """Peak rates of long training at the usual batch; the second for zeros, many of them or of known effect."""
 DAMAGED = {"sgd": 0.07, "adamw": 0.002}
 """Peak rate when 10,000 images are seen, for outputs that are one spread away."""

@@ -1,6 +1,7 @@
 """How the arithmetic of training runs on a device: plain float32 on a CPU; on a GPU bfloat16 products, channels last.
 
-Networks that cannot run in channels last (convolutions over volumes, `.view` of feature maps) keep channels first.
+Networks that cannot run in channels last (convolutions over volumes, `.view` of feature maps) keep channels first, and
+on a CPU those with wide convolutions, which oneDNN computes faster that way (benchmarks/cpu_layouts.py).
 
 The float32 weights and their gradients stay float32 everywhere. float16 products need their loss scaled, as small
 gradients would vanish (Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv 1710.03740): the scale grows
@@ -23,6 +24,9 @@ from compress_cli.training import distributed
 from exporters.outputs import evaluating
 
 _TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NARROW = 800
+"""Weights per output channel of a network's convolutions: 419 in a CIFAR ResNet, 130 in MobileNetV2, 880 in ResNet-50,
+3,350 in VGG-11."""
 _NAMES = {None: "float32", torch.bfloat16: "bfloat16 autocast", torch.float16: "float16 autocast, scaled loss"}
 
 
@@ -46,8 +50,8 @@ class Numerics:
         return _NAMES[self._type] + self._layout
 
     def prepare_(self, module: nn.Module, sample: Callable[[], Batch], teacher: nn.Module | None = None) -> None:
-        """Lay convolution weights out for the device: on a GPU channels last, where student and teacher run so."""
-        if self.device.type != "cuda":
+        """Lay convolution weights out for the device: channels last where that is fast, and student and teacher run."""
+        if self.device.type != "cuda" and not is_narrow(module):
             return
         if any(tensor.dim() == 5 for tensor in itertools.chain(module.parameters(), module.buffers())):
             self._layout = ", channels first (5-D weights)"
@@ -66,6 +70,11 @@ class Numerics:
         except RuntimeError as error:
             self._channels_last = False
             self._layout = f", channels first (channels last fails: {(str(error).splitlines() or [''])[0][:120]})"
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def release_(self, module: nn.Module) -> None:
+        """Undo `prepare_`: what is saved, exported and measured later has the usual layout."""
+        if self._channels_last:
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     @property
@@ -125,6 +134,16 @@ class Numerics:
         if isinstance(network, nn.parallel.DistributedDataParallel) and not last:
             return network.no_sync()
         return contextlib.nullcontext()
+
+
+def is_narrow(module: nn.Module) -> bool:
+    """Whether a CPU computes a network faster in channels last: batch norms, and few weights per output channel."""
+    layers = list(module.modules())
+    kernels = [layer.weight for layer in layers if isinstance(layer, nn.Conv2d) and layer.weight.numel()]
+    norms = any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+    if not kernels or not norms or any(isinstance(layer, nn.LayerNorm) for layer in layers):
+        return False
+    return sum(kernel.numel() for kernel in kernels) <= NARROW * sum(len(kernel) for kernel in kernels)
 
 
 def _usual_type(device: torch.device) -> torch.dtype | None:

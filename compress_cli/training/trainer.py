@@ -128,6 +128,7 @@ class Trainer:
                 finally:
                     self.curves.close()
             self._finish()
+        self.numerics.release_(self.module)
         return self.record()
 
     def record(self) -> dict[str, Any]:

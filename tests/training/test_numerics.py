@@ -23,7 +23,7 @@ from compress_cli.data.splits import MemoryImages
 from compress_cli.tasks import classification
 from compress_cli.training import finetune
 from compress_cli.training.modes import choose_sparsifier
-from compress_cli.training.numerics import Numerics
+from compress_cli.training.numerics import Numerics, is_narrow
 from compress_cli.training.optimizers import make_optimizer
 from compress_cli.training.recipe import Recipe
 from compress_cli.training.trainer import Trainer
@@ -143,7 +143,7 @@ def test_16_bit_training_follows_float32(
         return model, record
 
     (exact, plain), (rounded, record) = train("fp32"), train(precision)
-    assert plain["precision"] == "float32"
+    assert plain["precision"].startswith("float32")
     assert record["precision"].startswith({"bf16": "bfloat16", "fp16": "float16"}[precision])
     assert record["history"][0]["loss"] == pytest.approx(plain["history"][0]["loss"], rel=tolerance)
     assert any(not torch.equal(a, b) for a, b in zip(exact.parameters(), rounded.parameters(), strict=True))
@@ -219,6 +219,41 @@ def test_networks_train_channels_last_where_they_can() -> None:
     assert batch.inputs[0].is_contiguous(memory_format=torch.channels_last)
     assert network.training
     assert not network[1].running_mean.any()
+
+
+def test_narrow_networks_train_channels_last_on_a_cpu_and_end_in_the_usual_layout(open_run: Callable[..., Any]) -> None:
+    images = torch.ones(2, 3, 8, 8)
+    found = {}
+    for width in (16, 400):
+        network = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Conv2d(width, width, 3))
+        numerics = Numerics(CPU)
+        numerics.prepare_(network, lambda: Batch((images,), None, torch.zeros(2)))
+        found[width] = numerics.name
+        numerics.release_(network)
+        assert all(weight.is_contiguous() for weight in network.parameters())
+    assert found == {16: "float32, channels last", 400: "float32"}
+    assert not is_narrow(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(4)))
+    assert not is_narrow(nn.Conv2d(3, 4, 3))
+    assert not is_narrow(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+
+
+def test_the_layout_does_not_change_what_is_learnt(
+    open_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress_cli.demo.net import two_task_cnn
+
+    ends = []
+    for narrow in (False, True):
+        monkeypatch.setattr("compress_cli.training.numerics.is_narrow", lambda _, chosen=narrow: chosen)
+        torch.manual_seed(3)
+        network = two_task_cnn()
+        with open_run() as (session, quality):
+            record = finetune(network, quality, session=session, recipe=Recipe(1, 0.02, batch_size=48))
+        assert ("channels last" in record["precision"]) is narrow
+        assert all(weight.is_contiguous() for weight in network.parameters())
+        ends.append(network.state_dict())
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])
