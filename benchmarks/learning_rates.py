@@ -6,8 +6,8 @@
 
 Each case is pruned once (with recovery from 1,000 training images, or without) and then tuned by `compress finetune
 --epochs 1` on the first images of each class, at each rate. The first 2,000 test images judge: the network has seen
-all training images, so that none of them is held out. Recorded cells are not measured again. Writes
-`results/learning_rates.json`.
+all training images, so that none of them is held out. The rate 0 stands for the default: the same in one command
+without --lr. Recorded cells are not measured again. Writes `results/learning_rates.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -35,7 +36,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], bool]] = {
 }
 """Name -> verb, flags, whether it is recovered from unlabelled images first."""
 IMAGES = (2_500, 10_000, 50_000)
-RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
+RATES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)
 JUDGES = 200
 """Test images of each class."""
 
@@ -59,7 +60,9 @@ def main() -> None:
     for case in (name for name in CASES if fnmatch(name, arguments.only)):
         for images in arguments.images:
             for rate in arguments.rates:
-                name = " | ".join([net(arguments), case, f"{images} images", f"{rate:g}", *changed(arguments)])
+                name = " | ".join(
+                    [net(arguments), case, f"{images} images", f"{rate:g}" if rate else "default", *changed(arguments)]
+                )
                 if name not in known:
                     known[name] = measured(arguments, case, images, rate)
                     print(name, known[name], flush=True)
@@ -83,23 +86,29 @@ def measured(arguments: argparse.Namespace, case: str, images: int, rate: float)
     start = pruned(arguments, case, data)
     run = arguments.folder / "run"
     words = [f"--recipe={word}" for word in arguments.recipe]
-    flags = ("--data", data, "--epochs", 1, "--lr", rate, "--batch-size", arguments.batch_size)
-    compress(arguments, "finetune", start / "model.pt", run, *flags, *words)
-    task = report(run)["tasks"][0]
-    steps = images // arguments.batch_size
-    return {"steps": steps, "before": task["scores"]["original"], "after": task["scores"]["final"]}
+    training = ("--epochs", 1, "--batch-size", arguments.batch_size, *words)
+    if rate:
+        name = f"{net(arguments)} {case} {data.name}".replace(" ", "-").replace("%", "")
+        start = pruned(arguments, case, data, arguments.folder / name, "--epochs", 0)
+        compress(arguments, "finetune", start / "model.pt", run, "--data", data, "--lr", rate, *training)
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        pruned(arguments, case, data, run, "--data", data, *training)
+    document = report(run)
+    scores = document["tasks"][0]["scores"]
+    before = scores["original"] if rate else scores.get("recovered", scores.get("recalibrated", scores["pruned"]))
+    return {"lr": document["training"]["lr"], "before": before, "after": scores["final"]}
 
 
-def pruned(arguments: argparse.Namespace, case: str, data: Path) -> Path:
+def pruned(arguments: argparse.Namespace, case: str, data: Path, folder: Path, *how: object) -> Path:
     """The run folder of the case's network, made once."""
     verb, flags, recovered = CASES[case]
-    folder = arguments.folder / f"{net(arguments)} {case} {data.name}".replace(" ", "-").replace("%", "")
     if not (folder / "report.json").exists():
         checkpoint = arguments.tiny_vit or arguments.checkpoints / f"cifar10-{net(arguments)}.th"
         file = "benchmarks/tiny_vit.py" if arguments.tiny_vit else "examples/cifar_resnet.py"
         arch = ("--arch", ROOT / f"{file}:{net(arguments)}", "--input-shape", "3x32x32")
         calib = ("--calib", data / "train", "--calib-samples", 1000) if recovered else ("--data", data)
-        compress(arguments, verb, checkpoint, folder, *arch, *calib, *flags, "--epochs", 0)
+        compress(arguments, verb, checkpoint, folder, *arch, *calib, *flags, *how)
     return folder
 
 
