@@ -23,6 +23,8 @@ from compress_cli.weight_forms import WEIGHTS, check_known
 
 Scope = Literal["global", "layer", "isomorphic"]
 Score = Literal["magnitude", "lamp", "erk", "l1", "bn", "fpgm", "taylor", "fisher", "measured", "recovery"]
+RECOVERY_SCORE = "recovery"
+"""What removal costs after recovery from the images of --calib."""
 Search = Literal["path", "sweep"]
 Schedule = Literal["one-shot", "gradual", "st3", "acdc"]
 

@@ -16,12 +16,11 @@ import torch
 from compress_cli.atomic import atomic_path
 from compress_cli.checking import read_report
 from compress_cli.checkpoint import LoadedModel, as_stored, load, load_module, read_tensors, save
-from compress_cli.config import RunConfig
+from compress_cli.config import RECOVERY_SCORE, RunConfig
 from compress_cli.console import Out
 from compress_cli.errors import CompressError, UnsupportedModelError, UsageError
 from compress_cli.gates import with_gates
 from compress_cli.methods import method_named
-from compress_cli.methods.channel_scores import RECOVERY
 from compress_cli.quality import Quality, open_quality
 from compress_cli.quantities import LIMIT_KINDS
 from compress_cli.report import RunReport
@@ -282,7 +281,7 @@ def _restore(
         try:
             recovery = _recover(job, quality, module, plan, teacher)
         except UnsupportedModelError as error:
-            if session.config.score == RECOVERY:
+            if session.config.score == RECOVERY_SCORE:
                 raise
             session.warn(f"nothing is recovered from --calib but batch norms: {error}; {error.fix}")
         else:

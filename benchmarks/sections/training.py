@@ -44,6 +44,34 @@ def _before_training(scores: dict[str, float]) -> str:
     return "-" if found is None else f"{found:.2f}"
 
 
+def rates(document: dict[str, Any]) -> Iterator[str]:
+    """One epoch at several peak rates, the best in bold, and at the default; cases without that stay in the file."""
+    yield (
+        "**Peak learning rates** of one epoch of fine-tuning, batch 128, SGD where nothing else is said: top-1 on the "
+        "first 2,000 test images by the number of training images; the default follows the damage that is left and the "
+        "images seen (`benchmarks/learning_rates.py`)."
+    )
+    yield ""
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for name, row in document["rows"].items():
+        net, case, images, rate, *changed = name.split(" | ")
+        groups.setdefault((net, case, *changed, images.removesuffix(" images")), {})[rate] = row
+    cells = []
+    for (net, *words, images), found in groups.items():
+        default = found.pop("default", None)
+        if default is None or not found:
+            continue
+        best = max(row["after"] for row in found.values())
+        tried = ", ".join(
+            f"{rate}: **{row['after']:.2f}**" if row["after"] == best else f"{rate}: {row['after']:.2f}"
+            for rate, row in found.items()
+        )
+        before = next(iter(found.values()))["before"]
+        chosen = f"{default['lr']:g}: {default['after']:.2f}"
+        cells.append([net, ", ".join(words), f"{int(images):,}", f"{before:.2f}", tried, chosen])
+    yield from table(["network", "", "images", "before", "at rates", "default"], cells)
+
+
 def multitask(document: dict[str, Any]) -> Iterator[str]:
     """Three tasks on coffee leaves: searches, baselines, and what a search costs."""
     original, images = document["original"], document["images"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
+from compress_cli.config import RECOVERY_SCORE
 from compress_cli.errors import InputError, UnsupportedModelError, UsageError
 from compress_cli.translate import channel_errors
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from compress_cli.session import Session
     from pruners.channels import Group, Groups, ScoreOptions
 
-RECOVERY = "recovery"
-"""Prices after compensation (`compress_cli.recovery.channel_prices`)."""
 MEASURED = "measured"
 """Magnitude inside a group, between groups what the outputs show (`pruners.channels.measuring`)."""
 PLAIN = "magnitude"
@@ -30,7 +29,7 @@ def score_of(config: RunConfig) -> str:
     By price ResNet-56 recovers to 93.36 / 93.00 / 91.54 at 1.2x / 1.5x / 2x fewer MACs, by magnitude to 93.35 / 92.39 /
     90.43 (benchmarks/results/recovery.json).
     """
-    return config.score or (RECOVERY if config.calib else PLAIN)
+    return config.score or (RECOVERY_SCORE if config.calib else PLAIN)
 
 
 def check_score(config: RunConfig) -> None:
@@ -41,10 +40,10 @@ def check_score(config: RunConfig) -> None:
     """
     from pruners.channels.scores import NEEDS_GRADIENTS, ScoreName
 
-    known, score = (*get_args(ScoreName), MEASURED, RECOVERY), score_of(config)
+    known, score = (*get_args(ScoreName), MEASURED, RECOVERY_SCORE), score_of(config)
     if score not in known:
         raise UsageError(f"--score {score} is for other methods", f"channels take --score {', '.join(known)}")
-    if score == RECOVERY and not config.calib:
+    if score == RECOVERY_SCORE and not config.calib:
         raise UsageError(
             "--score recovery is measured on images, and the weights that stay are solved on them",
             "add --calib DIR with a few hundred unlabelled images",
@@ -70,7 +69,7 @@ class Scorer:
     @property
     def recorded(self) -> dict[str, str]:
         """What the plan's document says about the scores that were asked for last."""
-        on_images = self.score in (RECOVERY, MEASURED)
+        on_images = self.score in (RECOVERY_SCORE, MEASURED)
         return {"score": self.score, "normalise": "none" if on_images else self._options().normaliser}
 
     def __call__(self, groups: Groups) -> Any:
@@ -94,7 +93,7 @@ class Scorer:
 
         if self.score == MEASURED:
             return self._of_units(groups, _measured)
-        if self.score == RECOVERY:
+        if self.score == RECOVERY_SCORE:
             try:
                 found = self._of_units(groups, _prices)
                 if self.session.config.score is None:

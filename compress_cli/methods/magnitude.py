@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compress_cli.config import RECOVERY_SCORE
 from compress_cli.errors import UnsupportedModelError, UsageError, VerificationError
 from compress_cli.methods import priced
 from compress_cli.methods.base import BUG, Measured
@@ -30,7 +31,7 @@ class Magnitude:
         """A readable sparsity and floor."""
         if config.sparsity is None:
             raise UsageError("magnitude pruning needs a sparsity", "pass the share of zeros, such as --sparsity 0.9")
-        if config.score not in (None, *SCORES, priced.SCORE):
+        if config.score not in (None, *SCORES, RECOVERY_SCORE):
             names = ", ".join(SCORES)
             raise UsageError(
                 f"--score {config.score} ranks channels", f"pass --score {names} or recovery, or add --method channels"
@@ -44,19 +45,19 @@ class Magnitude:
                 f"--schedule {config.schedule} prunes while training, and there is no training data",
                 "add --data DIR or --task FILE, or drop --schedule",
             )
-        if config.score == priced.SCORE and not config.calib:
+        if config.score == RECOVERY_SCORE and not config.calib:
             raise UsageError(
                 "--score recovery is measured on images, and the weights that stay are solved on them",
                 "add --calib DIR with a few hundred unlabelled images",
             )
-        if config.score == priced.SCORE and config.schedule != "one-shot":
+        if config.score == RECOVERY_SCORE and config.schedule != "one-shot":
             raise UsageError(f"--score recovery chooses once, not by --schedule {config.schedule}", "drop one of them")
 
     def plan(
         self, session: Session, loaded: LoadedModel, quality: Quality | None
     ) -> magnitude.MagnitudePlan | priced.PricedPlan:
         """Rank every weight that feeds a convolution or matrix product and find the exact cut."""
-        if session.config.score == priced.SCORE:
+        if session.config.score == RECOVERY_SCORE:
             return _priced(session, loaded, quality)
         with pruning_errors():
             return magnitude.plan(_candidates(loaded), _options(session.config))

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compress_cli.config import RECOVERY_SCORE
 from pruners import magnitude
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SCORE = "recovery"
 Step = Callable[[int, int, str], None]
 
 
@@ -68,7 +68,7 @@ class PricedPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form: counts, no positions (the zeros in the file are the positions)."""
-        document = {**self.counted.to_dict(), "score": SCORE, "threshold": None}
+        document = {**self.counted.to_dict(), "score": RECOVERY_SCORE, "threshold": None}
         for cut in document["cuts"]:
             for name in ("threshold", "ties", "ties_taken"):
                 del cut[name]
