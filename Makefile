@@ -1,6 +1,8 @@
 # Two commands: `make demo` (install, run the main job on embedded real data) and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# processes that run the tests, each on one core; a worker needs up to 2 GB
+WORKERS ?= auto
 
 .PHONY: demo test lint install clean
 
@@ -24,7 +26,7 @@ lint: .venv/.installed-test
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
 
 clean:
 	rm -rf .venv demo-run

@@ -83,7 +83,6 @@ def changed(arguments: argparse.Namespace) -> list[str]:
 def measured(arguments: argparse.Namespace, case: str, images: int, rate: float) -> dict[str, Any]:
     """Top-1 on the judging images before and after tuning; `before` is before `finetune` looks at batch norms."""
     data = tree(arguments.cifar, arguments.folder / f"images-{images}", images // 10)
-    start = pruned(arguments, case, data)
     run = arguments.folder / "run"
     words = [f"--recipe={word}" for word in arguments.recipe]
     training = ("--epochs", 1, "--batch-size", arguments.batch_size, *words)

@@ -83,6 +83,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "channels_latency.json": cost.channels_latency,
     "finetune-*.json": training.finetuning,
     "learning_rates.json": training.rates,
+    "cpu_layouts.json": cost.cpu_layouts,
     "int8_speed.json": cost.int8,
     "recovery.json": quality.recovery,
     "decompose_accuracy.json": quality.decompose_accuracy,
