@@ -100,8 +100,9 @@ class RunConfig:
     def from_dict(cls, document: Mapping[str, Any]) -> RunConfig:
         """Read a saved `config.json`; keys of other versions are dropped."""
         known = {f.name: f for f in fields(cls)}
-        values = {name: value for name, value in document.items() if name in known}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        found = {name: value for name, value in document.items() if name in known}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+        return cls(**values)
 
     def limits(self) -> tuple[Limit, ...]:
         """The gates that were asked for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from compress_cli.errors import UsageError
 from compress_cli.quantities import LIMIT_KINDS, Limit, parse_limit
@@ -93,7 +93,7 @@ def _rule(name: str, value: object, where: str) -> Rule:
             f"gate {name} in {where} has {'the unknown key ' + repr(unknown.pop()) if unknown else 'no limit'}",
             f'write {name} = "LIMIT" or {name} = {{ limit = "LIMIT", level = "warn" }}',
         )
-    level = entry.get("level")
+    level: Any = entry.get("level")
     if level is not None and level not in get_args(Level):
         raise UsageError(f"gate {name} in {where} has the level {level!r}", f"valid: {', '.join(get_args(Level))}")
     limit = parse_limit(f"--{name}", LIMIT_KINDS[name], str(entry["limit"]))

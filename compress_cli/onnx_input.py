@@ -83,6 +83,7 @@ def prune_onnx(source: Path, target: Path, options: MagnitudeOptions) -> OnnxPru
     for cut in plan.cuts:
         array = numpy_helper.to_array(written[cut.name])
         layers[cut.name] = (array.size, before[cut.name], int(np.count_nonzero(array == 0)))
+    left_out = [(item.name, item.reason) for item in left] + [(item.name, item.reason) for item in plan.left_out]
     others = [(w.name, "it feeds no convolution or product") for w in found if not w.product]
     return OnnxPruning(
         plan=plan,
@@ -90,7 +91,7 @@ def prune_onnx(source: Path, target: Path, options: MagnitudeOptions) -> OnnxPru
         zeros=sum(after for _, _, after in layers.values()),
         weights=sum(size for size, _, _ in layers.values()),
         layers=layers,
-        skipped=(*others, *((item.name, item.reason) for item in (*left, *plan.left_out))),
+        skipped=(*others, *left_out),
     )
 
 

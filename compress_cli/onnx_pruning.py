@@ -22,6 +22,8 @@ from compress_cli.onnx_files import free_target, onnx_errors, published
 from compress_cli.quantities import format_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from compress_cli.commands.common import RunFlags
     from compress_cli.config import RunConfig
 
@@ -79,9 +81,12 @@ def prune_file(flags: RunFlags) -> int:
         text = json.dumps(document, indent=1) + "\n"
         with atomic_path(target.with_name("pruning.json")) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    out.result(
-        document, lambda console: [console.print(line, markup=False, soft_wrap=True) for line in _lines(document)]
-    )
+
+    def show(console: Console) -> None:
+        for line in _lines(document):
+            console.print(line, markup=False, soft_wrap=True)
+
+    out.result(document, show)
     return EXIT_OK
 
 
@@ -144,7 +149,7 @@ def _carry_out(config: RunConfig, source: Path, work: Path, scratch: Path, out: 
     with pruning_errors():
         options = MagnitudeOptions(
             str(config.sparsity),
-            config.scope,
+            config.scope,  # type: ignore[arg-type]
             config.score or "magnitude",  # type: ignore[arg-type]
             config.floor,
             config.ignore,

@@ -171,7 +171,7 @@ class Quality:
                 distributed.add_up_(counts)
         return {
             task.name: Score(
-                task.metric.value(sums[task.name].cpu()),  # type: ignore[union-attr]
+                task.measure.value(sums[task.name].cpu()),
                 float(losses[row, 0] / losses[row, 1]) if losses[row, 1] > 0 else float("nan"),
                 len(positions),
             )

@@ -22,7 +22,8 @@ NOTICED = 0.001
 
 def _read(fields: Mapping[str, Any]) -> Score:
     """A recorded score; JSON has no NaN, `finite` wrote null."""
-    return Score(**{name: math.nan if value is None else value for name, value in fields.items()})
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in fields.items()}
+    return Score(**values)
 
 
 class Scores:
@@ -64,10 +65,10 @@ class Scores:
             if task.name not in after or task.metric is None:
                 continue
             had, has = before[task.name].value, after[task.name].value
-            loss = had - has if task.metric.higher_is_better else has - had
+            loss = had - has if task.measure.higher_is_better else has - had
             broken = math.isnan(has) and not math.isnan(had)
             if broken or loss > max(NOTICED * abs(had), 1e-6):
-                unit = task.metric.unit
+                unit = task.measure.unit
                 self._session.warn(
                     f"{task.name} is {has:.4g}{unit} after fine-tuning and was {had:.4g}{unit} right before it;"
                     " train for longer, or with a lower --lr"

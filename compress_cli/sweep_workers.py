@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,7 @@ def _work(
 
     shared = Shared(shared_folder)
     for name, value in known.items():
-        shared.once(name, lambda value=value: value)
+        shared.once(name, partial(_itself, value))
     for point in points:
         results.send(run_point(base, point, folder, Out(quiet=True), shared, resume=resume))
 
@@ -192,3 +193,7 @@ def _resident(pid: int | None) -> int:
 
 
 __all__ = ["run_in_workers"]
+
+
+def _itself(value: Any) -> Any:
+    return value

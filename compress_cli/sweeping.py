@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Result:
 
 
 def grid(
-    methods: Sequence[str], budgets: dict[str, Sequence[str]], combinations: Sequence[str] = ()
+    methods: Sequence[str], budgets: Mapping[str, Sequence[str]], combinations: Sequence[str] = ()
 ) -> tuple[Point, ...]:
     """Every method at every budget that it understands (magnitude takes `sparsity`, the others the rest), and
     combinations as `compress combine` has them: `alds:max-params=70%+magnitude:sparsity=0.8`.

@@ -170,8 +170,9 @@ def _torchvision(name: str, size: tuple[int, int] | None) -> Preprocess | None:
         if mean is None or std is None:
             return None
         crop, resize = getattr(preset, "crop_size", None), getattr(preset, "resize_size", None)
-        same = size is not None and crop and resize and crop[0] == min(size)
-        return Preprocess(name, size, resize[0] if same else _default_resize(size), tuple(mean), tuple(std))
+        same = size is not None and resize and crop and crop[0] == min(size)
+        edge = resize[0] if resize and same else _default_resize(size)
+        return Preprocess(name, size, edge, tuple(mean), tuple(std))
     return None
 
 

@@ -78,6 +78,7 @@ def _from_task_file(
         return LoadedSplit(data, labels=known_labels(data), input_names=names, has_target=has_target)
 
     train, test, calib = split(file.train), split(file.test), split(file.calib)
+    pool: Split | None
     pool, labelled = (calib, True) if calib is not None else (train, train is not None)
     record: dict[str, Any] = {"source": f"task file {file.source}", "tasks": [task.name for task in file.tasks]}
     if folder is not None:
@@ -97,7 +98,8 @@ def _from_folders(
     trains: bool,
 ) -> Data:
     record: dict[str, Any] = {}
-    train = test = None
+    train: Split | None = None
+    test: Split | None = None
     classes: int | None = None
     if config.data:
         preprocess, why = choose_preprocess(config, loaded)
@@ -114,8 +116,9 @@ def _from_folders(
         record |= {name: part.describe() for name, part in (("train", train), ("test", test)) if part is not None}
     pool, labelled = train, train is not None
     if folder is not None:
-        pool, labelled = _calibration_images(config, loaded, folder, record), False
-        say(f"Calibration: {len(pool):,} images in {folder}")
+        images = _calibration_images(config, loaded, folder, record)
+        pool, labelled = images, False
+        say(f"Calibration: {len(images):,} images in {folder}")
     tasks = classification(classes) if config.data else ()
     return Data(tasks, train, test, pool, labelled, samples, classes, record)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from compress_cli.config import RECOVERY_SCORE
 from compress_cli.errors import InputError, UnsupportedModelError, UsageError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MEASURED = "measured"
 """Magnitude inside a group, between groups what the outputs show (`pruners.channels.measuring`)."""
-PLAIN = "magnitude"
+PLAIN: Final = "magnitude"
 """What channels are ranked by where nothing better is possible."""
 
 

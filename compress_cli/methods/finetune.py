@@ -48,7 +48,7 @@ class Finetune(Magnitude):
             share = present.zeros_before / present.weights
             return magnitude.plan(ranked, magnitude.MagnitudeOptions(repr(share), floor="0"))
 
-    def apply_(self, loaded: LoadedModel, plan: magnitude.MagnitudePlan) -> None:
+    def apply_(self, loaded: LoadedModel, plan: Any) -> None:
         """Nothing to do."""
 
     def settle(self, session: Session, loaded: LoadedModel, plan: magnitude.MagnitudePlan) -> magnitude.MagnitudePlan:

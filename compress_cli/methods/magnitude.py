@@ -36,6 +36,8 @@ class Magnitude:
             raise UsageError(
                 f"--score {config.score} ranks channels", f"pass --score {names} or recovery, or add --method channels"
             )
+        if config.scope == "isomorphic":
+            raise UsageError("--scope isomorphic ranks channels", "pass --scope global or layer, or --method channels")
         with pruning_errors():
             parse_sparsity(config.sparsity)
             parse_floor(config.floor, 0)
@@ -132,7 +134,12 @@ class Magnitude:
 def _options(config: RunConfig) -> magnitude.MagnitudeOptions:
     score = config.score if config.score in SCORES else "magnitude"
     return magnitude.MagnitudeOptions(
-        str(config.sparsity), config.scope, score, config.floor, config.ignore, config.only
+        str(config.sparsity),
+        config.scope,  # type: ignore[arg-type]
+        score,
+        config.floor,
+        config.ignore,
+        config.only,
     )
 
 

@@ -172,7 +172,7 @@ class Pagcp(Channels):
             lines.append(f"{record.found:,} {record.quantity} are left, {record.target:,} were asked for")
         return tuple(lines)
 
-    def gates(self, plan: Decision) -> tuple[Gate, ...]:
+    def gates(self, plan: Any) -> tuple[Gate, ...]:
         """Every task's loss on the cut network, before fine-tuning, against its bound."""
         check = plan.found.record.check
         return tuple(

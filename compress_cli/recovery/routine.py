@@ -163,8 +163,8 @@ class _Run:
         original, found = trace(dense, example, "original"), trace(compressed, example, "compressed")
         self.jobs, self.skipped = make_jobs(original, found, correspondence)
         budget = options.memory // 2
-        streams = [Stream(traced, images.batches, budget, self.device) for traced in (original, found)]
-        self.pair = Pair(*streams, active=tuple(range(len(images.batches))), weights=self._weights(original))
+        theirs, ours = (Stream(traced, images.batches, budget, self.device) for traced in (original, found))
+        self.pair = Pair(theirs, ours, tuple(range(len(images.batches))), self._weights(original))
         self.held = range(images.fitted, len(images.batches))
         self.saved = {name: tensor.detach().clone() for name, tensor in self._changeable().items()}
         self.first = self._error()

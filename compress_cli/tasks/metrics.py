@@ -145,7 +145,7 @@ class MeanError:
 
     def value(self, counts: Tensor) -> float:
         """The mean, and for `rmse` its root."""
-        return _ratio(counts[0], counts[1]) ** (1 / self.power)
+        return float(_ratio(counts[0], counts[1]) ** (1 / self.power))
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

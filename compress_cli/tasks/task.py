@@ -57,7 +57,7 @@ class Task:
             TaskMismatch: the model has no such output.
         """
         try:
-            named = outputs if _is_flat(outputs) else flatten_outputs(outputs)
+            named: Mapping[str, Tensor] = outputs if _is_flat(outputs) else flatten_outputs(outputs)
         except ExportFailed as error:
             raise TaskMismatch(f"task {self.name}: {error}", "let the model return tensors") from error
         if self.output is None:
@@ -70,6 +70,12 @@ class Task:
             f"task {self.name}: the model has no output {self.output!r}",
             f"its outputs are {', '.join(named)}: correct `output` in the task file",
         )
+
+    @property
+    def measure(self) -> Metric:
+        """`metric`, whose name was resolved when the task was made."""
+        assert not isinstance(self.metric, str)
+        return self.metric
 
     def select_target(self, target: Any) -> Any:
         """The part of a batch's target that this task is compared with.
@@ -123,7 +129,7 @@ class Task:
         """
         output, wanted = self.select_output(outputs), self.select_target(target)
         try:
-            return self.metric.count(output, wanted)  # type: ignore[union-attr]
+            return self.measure.count(output, wanted)
         except torch.OutOfMemoryError as error:
             raise _memory_full(self.name) from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -112,8 +112,8 @@ def _join(backend: str) -> None:
     """
     from torch import distributed as dist
 
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"compress/attempt-{_attempt()}", store)
+    store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"compress/attempt-{_attempt()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 

@@ -63,4 +63,5 @@ def final_sparsity(module: nn.Module, constraint: Any | None, plan: Any | None) 
 
 def _final(plan: Any) -> float:
     """The plan's sparsity as zeros / weights, or that of the zeros that were there before, if more."""
-    return max(count_zeros_asked(plan.sparsity, plan.weights), plan.zeros_before) / float(plan.weights)
+    asked: int = count_zeros_asked(plan.sparsity, plan.weights)
+    return max(asked, int(plan.zeros_before)) / int(plan.weights)

@@ -36,7 +36,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe, device: torch.device) -> t
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise InputError("the network has no parameters that train (requires_grad)", "pass --epochs 0")
-    fast = {"fused": True} if device.type == "cuda" else {"foreach": True}
+    fast: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, **fast)
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, **fast)

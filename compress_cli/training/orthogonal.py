@@ -33,7 +33,7 @@ class Encoders:
 
         known = dict(module.named_modules())
         pairs = [known[name] for name in names if isinstance(known.get(name), nn.Sequential)]
-        encoders = [halves(pair)[0] for pair in pairs]  # type: ignore[arg-type]
+        encoders = [halves(pair)[0] for pair in pairs]
         self._encoders = [encoder for encoder in encoders if rows_of(encoder).shape[1] > 1]
 
     def __len__(self) -> int:

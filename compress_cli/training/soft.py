@@ -151,8 +151,8 @@ def soft_thresholds(weights: list[Tensor], thresholds: list[float], axes: list[i
     torch._foreach_add_(kept, 0.01)
     scales = torch._foreach_reciprocal(kept)
     torch._foreach_mul_(scales, 1.01)  # beta
-    found = torch._foreach_mul(shrunk, torch._foreach_sign(weights))
-    found = [value * scale for value, scale in zip(found, scales, strict=True)]
+    signed = torch._foreach_mul(shrunk, torch._foreach_sign(weights))
+    found = [value * scale for value, scale in zip(signed, scales, strict=True)]
     torch._foreach_add_(found, 0.0)  # -0.0 becomes +0.0
     return found
 

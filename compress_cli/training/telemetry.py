@@ -43,7 +43,7 @@ class Curves:
 
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self._writer = SummaryWriter(folder, purge_step=begin or None)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(folder, purge_step=begin or None)
         except OSError as error:
             raise InputError(
                 f"cannot write into the TensorBoard folder {folder}: {error.strerror}", "choose another --tensorboard"

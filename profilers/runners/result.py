@@ -69,8 +69,15 @@ class RunnerResult:
 class Runner(Protocol):
     """A target that can run models."""
 
-    name: str
-    label: str
+    @property
+    def name(self) -> str:
+        """As `--target` has it."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """For people: where it runs."""
+        ...
 
     def measure(self, models: Sequence[Path], settings: Settings) -> tuple[RunnerResult, ...]:
         """Run all `models` interleaved in one call, one result each in their order.

@@ -197,6 +197,7 @@ def test_the_same_folder_can_be_used_after_a_mistake(runner: Runner, tmp_path: P
     ("words", "says"),
     [
         (("--score", "taylor"), "--score taylor ranks channels"),
+        (("--scope", "isomorphic"), "--scope isomorphic ranks channels"),
         (("--score", "lampp"), "did you mean lamp?"),
         (("--sparsty", "0.5"), "No such option: --sparsty"),
         (("--seed", "-1"), "--seed -1 is below 0"),
@@ -205,7 +206,7 @@ def test_the_same_folder_can_be_used_after_a_mistake(runner: Runner, tmp_path: P
         (("--arch", "resnet18"), "did you mean torchvision:resnet18?"),
         (("--max-size", "8 parsecs"), "--max-size '8 parsecs' is not a limit"),
     ],
-    ids=["method", "choice", "flag", "number", "word", "shape", "architecture", "limit"],
+    ids=["method", "scope", "choice", "flag", "number", "word", "shape", "architecture", "limit"],
 )
 def test_wrong_flags_are_usage_errors(runner: Runner, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
     sparsity = () if words[0] == "--sparsty" else HALF
