@@ -1,4 +1,4 @@
-"""Peak learning rates against the length of fine-tuning, for the default of `compress_cli/training/recipe.py`.
+"""Peak learning rates against the length of fine-tuning, for the default of `compress_cli/training/choosing.py`.
 
     python benchmarks/learning_rates.py CIFAR CHECKPOINTS [--only 'channels*'] [-o /tmp/learning-rates]
     python benchmarks/tiny_vit.py CIFAR tiny_vit.pt

@@ -171,7 +171,8 @@ Epochs = Annotated[
     option("--epochs", help="Fine-tuning epochs. Default 10 with training data; 0 never trains.", panel=DATA),
 ]
 LearningRate = Annotated[
-    float | None, option("--lr", help="Peak learning rate. Default by method, printed.", panel=DATA)
+    float | None,
+    option("--lr", help="Peak learning rate. Default by what is lost and how long it trains, printed.", panel=DATA),
 ]
 BatchSize = Annotated[int | None, option("--batch-size", help="Images a step. Default 128.", panel=DATA)]
 WeightDecay = Annotated[float | None, option("--weight-decay", help="Default 1e-4; 0 above 90 % sparsity.", panel=DATA)]

@@ -156,7 +156,8 @@ def prime(config: RunConfig, out: Out, shared: Shared) -> dict[str, Any]:
         original = shared.once("original onnx", lambda: export_original(session, loaded))
         shared.once("original size", lambda: original_size(original))
     shared.once("checkpoint size", lambda: checkpoint_size(loaded))
-    if config.distill:
+    trains = bool(config.data or config.task) and config.epochs != 0
+    if module is not None and trains and (config.distill or config.lr is None):  # towards it, or as far as it is away
         shared.once("original network", lambda: copy.deepcopy(module))
     return section_of(loaded)
 

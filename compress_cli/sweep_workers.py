@@ -164,6 +164,10 @@ class _Worker:
             self.process.join()
 
 
+def _itself(value: Any) -> Any:
+    return value
+
+
 def _work(
     base: RunConfig,
     points: Sequence[Point],
@@ -193,7 +197,3 @@ def _resident(pid: int | None) -> int:
 
 
 __all__ = ["run_in_workers"]
-
-
-def _itself(value: Any) -> Any:
-    return value

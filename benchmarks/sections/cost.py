@@ -154,9 +154,9 @@ def cpu_layouts(document: dict[str, Any]) -> Iterator[str]:
     taken = [f"{name} {_faster(row)}" for name, row in rows.items() if row["taken"]]
     left = [f"{name} {_faster(row)}" for name, row in rows.items() if not row["taken"]]
     yield (
-        "**Training on a CPU** runs in channels last where convolutions are narrow; a step is so many times faster in "
-        f"that layout (1 thread, `benchmarks/cpu_layouts.py`): {', '.join(taken)}. Kept in the usual layout: "
-        f"{', '.join(left)}."
+        "**Training on a CPU** runs in channels last where convolutions are narrow. Time of a step in the usual layout "
+        f"over that in channels last (1 thread, above 1: faster, `benchmarks/cpu_layouts.py`): {', '.join(taken)}. "
+        f"Kept in the usual layout: {', '.join(left)}."
     )
 
 

@@ -31,7 +31,7 @@ def finetune(
     """Train a compressed module on, in place; it ends in eval mode on the CPU.
 
     Args:
-        recipe: the numbers; None chooses them from the run's flags and the sparsity.
+        recipe: the numbers; None chooses them by `choosing.py` from the flags and what the network starts with.
         constraint: what must hold after every step (`pruners.masks.Masks`); None trains freely.
         schedule: how the sparsity grows in the modes `gradual` and `st3`; None for the default ramp.
         plan: the method's plan; for magnitude pruning, --schedule may rank its tensors anew while training.
@@ -52,11 +52,13 @@ def finetune(
     from compress_cli.training.placing import placed
     from compress_cli.training.trainer import Trainer
 
-    config, original = session.config, teacher
+    config = session.config
+    original = teacher if config.verb != "finetune" else None  # a run cannot know what others compressed
     if config.teacher is not None:
         from compress_cli.training.teacher import open_teacher
 
         teacher = open_teacher(config)
+        original = teacher if original is None else original
     if recipe is None:
         sparsity = final_sparsity(module, constraint, plan)
         distils = teacher is not None and (config.distill or config.teacher is not None)
@@ -86,7 +88,7 @@ def _chosen(
     sparsity: float | None,
     distils: bool,
 ) -> Recipe:
-    """The recipe by rule; a run that is resumed keeps the one it began with."""
+    """The recipe by rule; a run that is resumed keeps what rules chose when it began."""
     from compress_cli.training.choosing import DISTANCE_IMAGES, Start, choose_recipe, distance_left, only_layer_norms
     from compress_cli.training.placing import placed
     from compress_cli.training.saving import STATE, load_state
@@ -94,11 +96,12 @@ def _chosen(
     config, device = session.config, quality.device
     state = load_state(session.folder.file(STATE)) if session.resume else None
     distance = None
-    changed = config.verb != "finetune" and config.schedule == "one-shot"  # and it is known what from
-    if state is None and config.lr is None and changed and original is not None and quality.can_recalibrate:
+    begun = config.schedule == "one-shot"  # else nothing has been removed yet
+    if original is not None and begun and state is None and config.lr is None and quality.can_recalibrate:
         with placed(module, device), placed(original, device):
             distance = distance_left(original, module, quality.calibration(DISTANCE_IMAGES), device)
-    start = Start(len(quality.train), sparsity, distance, only_layer_norms(module), distils)
+    again = config.verb == "finetune"
+    start = Start(len(quality.train), sparsity, distance, only_layer_norms(module), distils, tuned_before=again)
     return choose_recipe(config, start, None if state is None else state["recipe"])
 
 

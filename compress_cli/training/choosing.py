@@ -2,19 +2,21 @@
 
 Rules: specs/magnitude.md section 3: a high restart learning rate that falls linearly to 0 (Le & Hua 2021; "BIMP", ICLR
 2023), and no weight decay above 90 % sparsity. Transformers are trained by SGD with clipped gradients, as Dosovitskiy
-et al. 2020 fine-tune them (arXiv 2010.11929); benchmarks/learning_rates.py found AdamW no better.
+et al. 2020 fine-tune them (arXiv 2010.11929).
 
 A short training of a network that is hardly damaged must begin lower, or it does harm: the adaptive linear learning
 rate of Zimmer et al. ("How I Learned to Stop Worrying and Love Retraining", ICLR 2023, arXiv 2111.00843) grows with the
 damage and with the length of training. Here the damage is the distance of the outputs from the original's, which
-closed-form recovery shrinks too; the constants are from benchmarks/learning_rates.py.
+closed-form recovery shrinks too; the constants are from benchmarks/learning_rates.py. Batches: highest rates go with
+the square root (Krizhevsky 2014; for Adam Malladi et al. 2022); what damage allows falls in proportion with smaller
+batches (Goyal et al. 2017).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +36,14 @@ DEFAULT_EPOCHS = 10
 USUAL_BATCH = 128
 DISTANCE_IMAGES = 256
 USUAL = {"sgd": 0.02, "adamw": 0.0005}
+"""Highest rates at the usual batch. AdamW's is what large transformers are trained with (DeiT: 0.0005 at 512 images);
+the small one of benchmarks/learning_rates.py takes 0.002, and is then up to 4 points better than with SGD."""
 SPARSE = {"sgd": 0.05, "adamw": 0.0005}
-"""Peak rates of long training at the usual batch; the second for zeros, many of them or of known effect."""
+"""The same for 80 % zeros and more, and for zeros whose damage was measured."""
 DAMAGED = {"sgd": 0.07, "adamw": 0.002}
-"""Peak rate when 10,000 images are seen, for outputs that are one spread away."""
+"""Rate that damage allows when 10,000 images are seen, for outputs that are one spread away."""
 LOWEST = 0.02
-"""Of the long training's rate."""
+"""Of the highest rate, for a network without damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Start:
             is unknown, or nothing has been removed yet.
         layer_norms: whether the network has layer norms and no batch norms, as transformers do.
         teacher: whether the training distils.
+        tuned_before: whether somebody else compressed (and perhaps recovered) the network: `compress finetune`.
     """
 
     images: int
@@ -60,6 +65,7 @@ class Start:
     distance: float | None = None
     layer_norms: bool = False
     teacher: bool = False
+    tuned_before: bool = False
 
 
 def only_layer_norms(module: nn.Module) -> bool:
@@ -75,34 +81,59 @@ def distance_left(
     """Squared distance of the outputs to the original's over their spread, the largest of all outputs.
 
     Args:
-        batches: input tensors, gone through twice.
+        batches: input tensors.
         device: of both networks.
 
     Returns:
-        None where no outputs compare (a detector finds different numbers of boxes), or some are not finite.
+        None where outputs do not compare (a detector finds another number of boxes), or some are not finite.
     """
-    from pruners.channels.measuring import distance
+    from pruners.channels.measuring import leaves
+    from pruners.outputs import squares
 
-    def outputs(network: nn.Module) -> Iterator[Any]:
-        return (network(*(item.to(device) for item in inputs)) for inputs in batches)
-
+    sums: list[list[Tensor]] = []
+    counts: list[int] = []
     with evaluating(original), evaluating(module):
-        found = distance(outputs(original), outputs(module))
-    return found if math.isfinite(found) else None
+        for inputs in batches:
+            here = [item.to(device) for item in inputs]
+            theirs, ours = (
+                [leaf for leaf in leaves(network(*here)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+                for network in (original, module)
+            )
+            if [leaf.shape for leaf in theirs] != [leaf.shape for leaf in ours]:
+                return None
+            parts = [squares(one, two) for one, two in zip(theirs, ours, strict=True) if one.dim()]
+            sizes = [len(one) for one in theirs if one.dim()]
+            if not sums:
+                sums, counts = parts, sizes
+                continue
+            if [part[2].shape for part in parts] != [known[2].shape for known in sums]:
+                return None
+            sums = [[x + y for x, y in zip(*pair, strict=True)] for pair in zip(sums, parts, strict=True)]
+            counts = [x + y for x, y in zip(counts, sizes, strict=True)]
+    found = []
+    for (moved, square, total), count in zip(sums, counts, strict=True):
+        spread = float(square - total.square().sum() / count)
+        if not math.isfinite(float(moved)) or not math.isfinite(spread):
+            return None
+        if spread > 1e-9 * float(square):  # else it is the same for all images
+            found.append(float(moved) / spread)
+    return max(found, default=None)
 
 
 def choose_recipe(config: RunConfig, start: Start, known: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a run: flags where given, else the rules for what it starts with.
 
     Args:
-        known: the recipe of the run that is resumed; its learning rate holds, whatever this machine measures.
+        known: the recipe of the run that is resumed; what rules chose then holds, whatever is measured now.
     """
     given = parse_recipe(config.recipe)
     reasons = []
     epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
     if config.epochs is None:
         reasons.append(f"{DEFAULT_EPOCHS} epochs: the default with training data")
-    if start.layer_norms and "clip_norm" not in given:
+    if known is not None:
+        given = {"clip_norm": known["clip_norm"], **given}
+    elif start.layer_norms and "clip_norm" not in given:
         given["clip_norm"] = 1.0
         reasons.append("gradients clipped to norm 1: the network has layer norms and no batch norms")
     decay = config.weight_decay
@@ -122,8 +153,8 @@ def choose_recipe(config: RunConfig, start: Start, known: Mapping[str, Any] | No
         rate, reason = _rate(recipe, start) if known is None else _known_rate(known)
         recipe = dataclasses.replace(recipe, lr=rate)
         reasons.insert(0, reason)
-    long = start.sparsity is not None and start.sparsity >= 0.9
-    if long and config.verb == "prune" and config.schedule == "one-shot":
+    many = start.sparsity is not None and start.sparsity >= 0.9
+    if many and config.verb == "prune" and config.schedule == "one-shot":
         reasons.append(
             "the zeros are chosen once (--schedule one-shot); in a long run at 90 % zeros and more, --schedule st3 "
             "has the best published accuracy"
@@ -139,27 +170,24 @@ def _rate(recipe: Recipe, start: Start) -> tuple[float, str]:
     Example: 10,000 images seen in batches of 128, outputs 0.1 of their spread away: 0.007 with SGD.
     """
     batch, steps = step_plan(recipe, start.images)
-    scale = _batch_scale(batch, recipe.optimizer)
-    sparse = start.sparsity is not None and (start.sparsity >= 0.8 or start.distance is not None)
-    long = _rounded(scale * (SPARSE if sparse else USUAL)[recipe.optimizer])
-    short = math.inf
-    if start.distance is not None:
-        seen = batch * steps * recipe.epochs
-        short = scale * DAMAGED[recipe.optimizer] * start.distance * math.sqrt(seen / 10_000)
-    if short >= long:
-        return long, f"learning rate {long:g}: a high restart that falls linearly to 0"
-    rate = _rounded(max(short, LOWEST * long))
-    return rate, (
-        f"learning rate {rate:g}: the outputs are {start.distance:.2g} of their spread away from the original's and "
-        f"{seen:,} images are seen; more damage or a longer training would begin higher, at most at {long:g}"
-    )
-
-
-def _batch_scale(batch: int, optimizer: str) -> float:
-    """Of rates at the usual batch: the square root for Adam (Malladi et al. 2022) and for large batches (Krizhevsky
-    2014, the careful rule), linear for small ones (Goyal et al. 2017), as benchmarks/learning_rates.py has it."""
     share = batch / USUAL_BATCH
-    return share if optimizer == "sgd" and share < 1 else math.sqrt(share)
+    zeros = start.sparsity is not None and (start.sparsity >= 0.8 or start.distance is not None)
+    highest = _rounded(math.sqrt(share) * (SPARSE if zeros else USUAL)[recipe.optimizer])
+    curve = {"constant": "stays", "one-cycle": "rises and falls to 0"}.get(recipe.curve, f"falls to 0 ({recipe.curve})")
+    if start.distance is None:
+        unknown = "; how much is lost is not known, after a recovery begin lower" if start.tuned_before else ""
+        return highest, f"learning rate {highest:g} at {batch} images a step: a high restart that {curve}{unknown}"
+    seen = batch * steps * recipe.epochs
+    scale = share if share < 1 and recipe.optimizer == "sgd" else math.sqrt(share)
+    wanted = scale * DAMAGED[recipe.optimizer] * start.distance * math.sqrt(seen / 10_000)
+    if wanted >= highest:
+        return highest, f"learning rate {highest:g} at {batch} images a step: a high restart that {curve}"
+    rate = _rounded(max(wanted, LOWEST * highest))
+    return rate, (
+        f"learning rate {rate:g} at {batch} images a step: the outputs' squared distance to the original's is "
+        f"{start.distance:.2g} of their variance and {seen:,} images are seen; more damage or a longer training would "
+        f"begin higher, at most at {highest:g}"
+    )
 
 
 def _known_rate(recipe: Mapping[str, Any]) -> tuple[float, str]:

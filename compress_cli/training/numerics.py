@@ -1,7 +1,7 @@
 """How the arithmetic of training runs on a device: plain float32 on a CPU; on a GPU bfloat16 products, channels last.
 
 Networks that cannot run in channels last (convolutions over volumes, `.view` of feature maps) keep channels first, and
-on a CPU those with wide convolutions, which oneDNN computes faster that way (benchmarks/cpu_layouts.py).
+on a CPU those with wide convolutions, which oneDNN mostly computes faster so (benchmarks/cpu_layouts.py).
 
 The float32 weights and their gradients stay float32 everywhere. float16 products need their loss scaled, as small
 gradients would vanish (Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv 1710.03740): the scale grows
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from compress_cli.data import Batch
+from compress_cli.errors import CompressError
 from compress_cli.training import distributed
 from exporters.outputs import evaluating
+from profilers.modes import modes_kept
 
 _TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NARROW = 800
@@ -68,12 +70,39 @@ class Numerics:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._channels_last = False
-            self._layout = f", channels first (channels last fails: {(str(error).splitlines() or [''])[0][:120]})"
-            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            self._give_up_(module, error)
+
+    def try_(self, module: nn.Module, loss_of: Callable[[], Tensor]) -> None:
+        """Go back to the usual layout where a whole step fails in the other one; losses and branches may need it.
+
+        Args:
+            loss_of: the loss of a sample in train mode. Weights, statistics and random numbers stay as they are.
+        """
+        if not self._channels_last:
+            return
+        kept = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with modes_kept(module), torch.random.fork_rng(devices):
+                module.train()
+                loss_of().backward()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, CompressError) as error:  # training says it again where the layout is not the cause
+            self._give_up_(module, error)
+        finally:
+            module.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(kept[name])
+
+    def _give_up_(self, module: nn.Module, error: Exception) -> None:
+        self.release_(module)
+        self._channels_last = False
+        self._layout = f", channels first (channels last fails: {(str(error).splitlines() or [''])[0][:120]})"
 
     def release_(self, module: nn.Module) -> None:
-        """Undo `prepare_`: what is saved, exported and measured later has the usual layout."""
+        """Undo `prepare_`: what is exported and measured after training has the usual layout."""
         if self._channels_last:
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 

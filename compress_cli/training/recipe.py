@@ -63,7 +63,7 @@ class Recipe:
     reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; a run resumes only with an equal one."""
+        """JSON-able form; a run resumes only with an equal one, reasons aside."""
         return {**dataclasses.asdict(self), "reasons": list(self.reasons)}
 
     def words(self) -> str:

@@ -95,6 +95,7 @@ class Trainer:
         points = feature_points(module, teacher, recipe, self._sample, session)
         encoders = encoders_kept_orthogonal(module, factored, recipe, session)
         self.objective = Objective.of(quality.tasks, recipe, teacher, points, encoders)
+        self.numerics.try_(module, self._sample_loss)
         self.network = self.numerics.parallel(
             module, lambda: has_unused_parameters(module, self.objective, self._sample)
         )
@@ -244,6 +245,10 @@ class Trainer:
 
     def _sample(self, images: int = 1) -> Batch:
         return next(iter(self.split.batches([list(range(images))], device=self.quality.device)))
+
+    def _sample_loss(self) -> Tensor:
+        with self.objective.watched(), self.numerics.autocast():
+            return self.objective(self.module, self.numerics.batch(self._sample(2)))
 
     def _compile(self) -> None:
         """Let `network` be compiled; not where hooks look into it, which a compiler may leave out."""

@@ -132,7 +132,7 @@ def distance(before: Iterable[Any], after: Iterable[Any]) -> float:
     """
     sums: dict[int, Tensor] = {}
     for one, two in zip(before, after, strict=False):
-        pairs = zip(_leaves(one), _leaves(two), strict=False)
+        pairs = zip(leaves(one), leaves(two), strict=False)
         for index, (a, b) in enumerate(pairs):
             if isinstance(a, Tensor) and a.is_floating_point() and a.dim() and a.shape == b.shape:
                 moved, square, total = squares(a, b.to(a.device))
@@ -142,12 +142,12 @@ def distance(before: Iterable[Any], after: Iterable[Any]) -> float:
     return max((moved / spread for moved, spread in found), default=math.nan)
 
 
-def _leaves(value: Any) -> list[Any]:
+def leaves(value: Any) -> list[Any]:
     """What lies in nested containers, fields of dataclasses included."""
     found: list[Any] = []
     for leaf in pytree.tree_leaves(value):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+            found += leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
         else:
             found.append(leaf)
     return found
@@ -159,10 +159,10 @@ def _reference(outputs: Outputs) -> list[Any]:
     samples = size = 0
     with closing(outputs({})) as batches:
         for item in batches:
-            leaves = [leaf for leaf in _leaves(item) if isinstance(leaf, Tensor) and leaf.dim()]
+            tensors = [leaf for leaf in leaves(item) if isinstance(leaf, Tensor) and leaf.dim()]
             found.append(item)
-            samples += max((len(leaf) for leaf in leaves), default=0)
-            size += sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+            samples += max((len(leaf) for leaf in tensors), default=0)
+            size += sum(leaf.numel() * leaf.element_size() for leaf in tensors)
             if samples >= SAMPLES or size >= BYTES:
                 break
     return found

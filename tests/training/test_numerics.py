@@ -221,7 +221,7 @@ def test_networks_train_channels_last_where_they_can() -> None:
     assert not network[1].running_mean.any()
 
 
-def test_narrow_networks_train_channels_last_on_a_cpu_and_end_in_the_usual_layout(open_run: Callable[..., Any]) -> None:
+def test_narrow_networks_train_channels_last_on_a_cpu_and_end_in_the_usual_layout() -> None:
     images = torch.ones(2, 3, 8, 8)
     found = {}
     for width in (16, 400):
@@ -254,6 +254,36 @@ def test_the_layout_does_not_change_what_is_learnt(
         ends.append(network.state_dict())
     for name, tensor in ends[0].items():
         torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+class ViewedInTraining(nn.Module):
+    """A branch that only training has, and that needs the usual layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.drop(self.norm(self.conv(x)))
+        return y.view(len(y), -1) if self.training else y.flatten(1)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_whole_step_is_tried_in_channels_last_and_leaves_no_trace(fails: bool) -> None:
+    network = ViewedInTraining() if fails else nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    network.eval()
+    numerics, batch = Numerics(CPU), Batch((torch.ones(2, 3, 8, 8),), None, torch.zeros(2))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    numerics.prepare_(network, lambda: batch)
+    assert numerics.name == "float32, channels last"
+    state = torch.get_rng_state()
+    numerics.try_(network, lambda: network(*numerics.batch(batch).inputs).square().mean())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(weight.grad is None for weight in network.parameters())
+    assert not network.training
+    assert ("channels first (channels last fails: view size" in numerics.name) is fails
+    assert all(weight.is_contiguous() for weight in network.parameters()) is fails
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])

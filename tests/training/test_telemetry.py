@@ -123,6 +123,6 @@ def test_the_chosen_recipe_is_printed(
         session.out.quiet = False
         finetune(network, quality, session=session)
     said = capsys.readouterr().err
-    assert "1 epoch of 32 images a step, SGD at learning rate 0.005" in said
-    assert "learning rate 0.005: " in said
+    assert "1 epoch of 32 images a step, SGD at learning rate 0.01" in said
+    assert "learning rate 0.01 at 32 images a step: " in said
     assert torch.get_num_threads() == 1
