@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,30 @@ def test_the_report_compares_the_end_with_the_beginning(project: Path, capsys: p
     assert "Steps" in text
     assert run([*words(*STEPS), "--weights", "packed", "--max-size", "60%", "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == report["steps"]
+
+
+def test_training_starts_by_the_distance_to_the_true_original(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not to what the step before left: two zeros after a strong decomposition are no little damage."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for place in range(5):
+            Path(part, str(place)).mkdir(parents=True)
+            for number in range(4):
+                pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(Path(part, str(place), f"{number}.png"))
+    data = ["--data", ".", "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--epochs", "1", "--no-export", "--json"]
+    found = []
+    for steps in (["magnitude:sparsity=0.02"], ["alds:max-params=25%,max-groups=1", "magnitude:sparsity=0.02"]):
+        assert run([*words(*steps), *data, "--overwrite"]) == 0
+        reasons = json.loads(capsys.readouterr().out)["training"]["reasons"]
+        found.append(float(re.search(r"original's is (\S+) of", reasons[0]).group(1)))  # type: ignore[union-attr]
+    assert found[0] < 0.01
+    assert found[1] > 0.1
 
 
 def test_one_step_is_a_plain_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
