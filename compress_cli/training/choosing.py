@@ -7,9 +7,8 @@ et al. 2020 fine-tune them (arXiv 2010.11929).
 A short training of a network that is hardly damaged must begin lower, or it does harm: the adaptive linear learning
 rate of Zimmer et al. ("How I Learned to Stop Worrying and Love Retraining", ICLR 2023, arXiv 2111.00843) grows with the
 damage and with the length of training. Here the damage is the distance of the outputs from the original's, which
-closed-form recovery shrinks too; the constants are from benchmarks/learning_rates.py. Batches: highest rates go with
-the square root (Krizhevsky 2014; for Adam Malladi et al. 2022); what damage allows falls in proportion with smaller
-batches (Goyal et al. 2017).
+closed-form recovery shrinks too; the constants are from benchmarks/learning_rates.py. All rates go with the square root
+of the batch (Krizhevsky 2014, arXiv 1404.5997; for Adam Malladi et al. 2022, arXiv 2205.10287).
 """
 
 from __future__ import annotations
@@ -170,15 +169,14 @@ def _rate(recipe: Recipe, start: Start) -> tuple[float, str]:
     Example: 10,000 images seen in batches of 128, outputs 0.1 of their spread away: 0.007 with SGD.
     """
     batch, steps = step_plan(recipe, start.images)
-    share = batch / USUAL_BATCH
+    scale = math.sqrt(batch / USUAL_BATCH)
     zeros = start.sparsity is not None and (start.sparsity >= 0.8 or start.distance is not None)
-    highest = _rounded(math.sqrt(share) * (SPARSE if zeros else USUAL)[recipe.optimizer])
+    highest = _rounded(scale * (SPARSE if zeros else USUAL)[recipe.optimizer])
     curve = {"constant": "stays", "one-cycle": "rises and falls to 0"}.get(recipe.curve, f"falls to 0 ({recipe.curve})")
     if start.distance is None:
         unknown = "; how much is lost is not known, after a recovery begin lower" if start.tuned_before else ""
         return highest, f"learning rate {highest:g} at {batch} images a step: a high restart that {curve}{unknown}"
     seen = batch * steps * recipe.epochs
-    scale = share if share < 1 and recipe.optimizer == "sgd" else math.sqrt(share)
     wanted = scale * DAMAGED[recipe.optimizer] * start.distance * math.sqrt(seen / 10_000)
     if wanted >= highest:
         return highest, f"learning rate {highest:g} at {batch} images a step: a high restart that {curve}"
