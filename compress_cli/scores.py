@@ -62,13 +62,14 @@ class Scores:
             return
         before, after = self._by_stage[stages[-1]], self._by_stage["final"]
         for task in self._quality.tasks:
-            if task.name not in after or task.metric is None:
+            metric: Any = task.metric
+            if task.name not in after or metric is None:
                 continue
             had, has = before[task.name].value, after[task.name].value
-            loss = had - has if task.measure.higher_is_better else has - had
+            loss = had - has if metric.higher_is_better else has - had
             broken = math.isnan(has) and not math.isnan(had)
             if broken or loss > max(NOTICED * abs(had), 1e-6):
-                unit = task.measure.unit
+                unit = metric.unit
                 self._session.warn(
                     f"{task.name} is {has:.4g}{unit} after fine-tuning and was {had:.4g}{unit} right before it;"
                     " train for longer, or with a lower --lr"
